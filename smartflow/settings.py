@@ -1,0 +1,172 @@
+"""Settings of the SmartFlow project, from the environment or a ``.env`` file beside ``manage.py``.
+
+With nothing set it runs on SQLite and the table broker, for one machine. ``DATABASE_URL`` and
+``KAFKA_BOOTSTRAP_SERVERS`` make it what it is run as for real. ``.env.example`` lists every variable.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import environ
+from django.core.exceptions import ImproperlyConfigured
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environ.Env()
+if env.bool("READ_DOT_ENV", default=True):
+    environ.Env.read_env(BASE_DIR / ".env")
+
+# --- security ----------------------------------------------------------------------------------------------------
+
+DEBUG = env.bool("DEBUG", default=False)
+SECRET_KEY = env.str("SECRET_KEY", default="insecure-and-for-development-only" if DEBUG else "")
+if not SECRET_KEY:
+    raise ImproperlyConfigured(
+        "SECRET_KEY is not set. Give it a long random value (see .env.example), or set DEBUG=true on your own machine."
+    )
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+_HTTPS = env.bool("HTTPS", default=False)
+SECURE_SSL_REDIRECT = _HTTPS
+SESSION_COOKIE_SECURE = _HTTPS
+CSRF_COOKIE_SECURE = _HTTPS
+SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", default=3600 if _HTTPS else 0)
+SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("SECURE_HSTS_INCLUDE_SUBDOMAINS", default=False)
+SECURE_HSTS_PRELOAD = env.bool("SECURE_HSTS_PRELOAD", default=False)
+if env.bool("BEHIND_PROXY", default=False):
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+# --- the project -------------------------------------------------------------------------------------------------
+
+ROOT_URLCONF = "smartflow.urls"
+WSGI_APPLICATION = "smartflow.wsgi.application"
+ASGI_APPLICATION = "smartflow.asgi.application"
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "outbox",
+    "agent_events.agent",
+    "agent_events.task",
+    "agent_events.memory",
+    "agent_events.active_scheduler",
+    "agent_events.notification",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": f"django.contrib.auth.password_validation.{name}"}
+    for name in (
+        "UserAttributeSimilarityValidator",
+        "MinimumLengthValidator",
+        "CommonPasswordValidator",
+        "NumericPasswordValidator",
+    )
+]
+
+LANGUAGE_CODE = "en-us"
+TIME_ZONE = env.str("TIME_ZONE", default="UTC")
+USE_TZ = True
+USE_I18N = True
+STATIC_URL = "static/"
+STATIC_ROOT = env.str("STATIC_ROOT", default=str(BASE_DIR / "staticfiles"))
+
+# --- databases ---------------------------------------------------------------------------------------------------
+
+
+def database(url: str) -> dict[str, Any]:
+    """Return a Django database for ``url``, with what the outbox needs of its kind."""
+    config: dict[str, Any] = env.db_url_config(url)
+    options = config.setdefault("OPTIONS", {})
+    if config["ENGINE"].endswith("mysql"):
+        # READ COMMITTED is Django's default and what the outbox is built for: see docs/performance.md.
+        options.setdefault("isolation_level", "read committed")
+        options.setdefault("charset", "utf8mb4")
+        options.setdefault("connect_timeout", 5)
+    elif config["ENGINE"].endswith("sqlite3"):
+        # One writer at a time: take the lock at BEGIN, or a transaction that reads first may fail when it writes.
+        options.setdefault("transaction_mode", "IMMEDIATE")
+        options.setdefault("timeout", 20)
+        options.setdefault("init_command", "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+    elif config["ENGINE"].endswith("postgresql"):
+        options.setdefault("connect_timeout", 5)
+    return config
+
+
+DATABASES = {"default": database(env.str("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}"))}
+DATABASE_ROUTERS = ["outbox.routers.ServiceRouter"]
+
+# --- the outbox --------------------------------------------------------------------------------------------------
+
+KAFKA_BOOTSTRAP_SERVERS = env.list("KAFKA_BOOTSTRAP_SERVERS", default=[])
+KAFKA_ENABLED = env.bool("KAFKA_ENABLED", default=bool(KAFKA_BOOTSTRAP_SERVERS))
+
+
+def _kafka() -> dict[str, Any]:
+    """Return the broker's options; security settings go to the client as they are."""
+    security = {
+        option: value
+        for option, value in (
+            ("security_protocol", env.str("KAFKA_SECURITY_PROTOCOL", default="")),
+            ("sasl_mechanism", env.str("KAFKA_SASL_MECHANISM", default="")),
+            ("sasl_plain_username", env.str("KAFKA_SASL_USERNAME", default="")),
+            ("sasl_plain_password", env.str("KAFKA_SASL_PASSWORD", default="")),
+            ("ssl_cafile", env.str("KAFKA_SSL_CAFILE", default="")),
+            ("ssl_certfile", env.str("KAFKA_SSL_CERTFILE", default="")),
+            ("ssl_keyfile", env.str("KAFKA_SSL_KEYFILE", default="")),
+        )
+        if value
+    }
+    return {"bootstrap_servers": KAFKA_BOOTSTRAP_SERVERS, "common": security}
+
+
+_overrides: dict[str, Any] = env.json("OUTBOX", default={})
+OUTBOX: dict[str, Any] = {
+    "NAMESPACE": "smartflow",
+    # Kafka is configured and switched off: events wait. Nothing is configured: the table itself is the queue.
+    "ENABLED": KAFKA_ENABLED or "KAFKA_ENABLED" not in env.ENVIRON,
+    "BROKER": {"BACKEND": "kafka", "OPTIONS": _kafka()} if KAFKA_BOOTSTRAP_SERVERS else {"BACKEND": "table"},
+} | _overrides
+
+# --- logging -----------------------------------------------------------------------------------------------------
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "loggers": {"kafka": {"level": env.str("KAFKA_LOG_LEVEL", default="ERROR")}},
+}
