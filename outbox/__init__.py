@@ -1,0 +1,39 @@
+"""A service-level transactional outbox for Django.
+
+The public names; everything else is reached through its module. Importing this package touches neither the database
+nor the settings, so ``events.py`` and ``handlers.py`` may import it while Django starts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from outbox.backoff import RetryPolicy
+from outbox.contracts import OnDead, event, upcasts
+from outbox.exceptions import Discard, Retry
+from outbox.handlers import Delivery, handles
+
+if TYPE_CHECKING:
+    from outbox.bus import publish, publish_many
+
+__all__ = [
+    "Delivery",
+    "Discard",
+    "OnDead",
+    "Retry",
+    "RetryPolicy",
+    "event",
+    "handles",
+    "publish",
+    "publish_many",
+    "upcasts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the publishing side on first use: it needs Django's app registry, which is not ready at import."""
+    if name in {"publish", "publish_many"}:
+        from outbox import bus  # noqa: PLC0415
+
+        return getattr(bus, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,168 @@
+"""``settings.OUTBOX`` as one frozen object, validated, with defaults; read lazily and again when settings change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import lru_cache
+from typing import Annotated, Any, Final
+
+import msgspec
+from django.conf import settings
+from django.core.signals import setting_changed
+
+from outbox.backoff import RetryPolicy
+from outbox.exceptions import ConfigurationError
+
+PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename=str.upper):
+    """Base of all options: upper-case keys in settings, unknown ones refused."""
+
+
+class ServiceOptions(_Options, frozen=True):
+    """Names of a service that differ from the rule; the rule fills what is absent."""
+
+    table: str | None = None
+    topic: str | None = None
+    group: str | None = None
+    database: str | None = None
+
+
+class EventOptions(_Options, frozen=True):
+    """Retries of one event type, over what its contract says."""
+
+    base_seconds: PositiveSeconds | None = None
+    cap_seconds: PositiveSeconds | None = None
+    max_attempts: PositiveInt | None = None
+    jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    on_dead: str | None = None
+
+
+class RelayOptions(_Options, frozen=True):
+    """How the relay works."""
+
+    batch_size: PositiveInt = 500
+    """Events claimed, sent and marked together."""
+    in_flight_batches: PositiveInt = 2
+    """Batches sent and not yet answered for; the broker's client has no bound of its own."""
+    poll_interval_ms: PositiveInt = 20
+    """Pause after a claim found nothing; grows up to ``max_poll_interval_ms`` while nothing comes."""
+    max_poll_interval_ms: PositiveInt = 200
+    sweep_interval_seconds: PositiveSeconds = 1.0
+    """How often the claim starts again from the oldest row: late commits and retries land behind its mark."""
+    redeliver_after_seconds: PositiveSeconds = 300.0
+    """A row published for longer and not consumed is delivered again."""
+    send_timeout_seconds: PositiveSeconds = 30.0
+    """How long to wait for the broker's answers to a batch before it counts as an outage."""
+
+
+class ConsumerOptions(_Options, frozen=True):
+    """How the consumer works."""
+
+    batch_size: PositiveInt = 500
+    batch_bytes: PositiveInt = 16 * 1024 * 1024
+    """Payload bytes handled in one transaction at the most (a single larger event is handled alone)."""
+    poll_interval_ms: PositiveInt = 200
+    """How long one receive waits for records."""
+    wait_min_ms: PositiveInt = 200
+    """Shortest pause of an event that waits for its predecessor."""
+    wait_max_seconds: PositiveSeconds = 60.0
+    """Longest such pause."""
+    topic_timeout_seconds: PositiveSeconds = 30.0
+    """How long a worker waits for its topic at start."""
+
+
+class LeaseOptions(_Options, frozen=True):
+    """Who works on which shard of keys."""
+
+    ttl_seconds: PositiveSeconds = 6.0
+    """A crashed worker's shards are free after this time; with a heartbeat it stays below ten seconds."""
+    heartbeat_seconds: PositiveSeconds = 2.0
+
+
+class BrokerOptions(_Options, frozen=True):
+    """Which broker carries the events: ``table``, ``kafka``, ``memory`` or the dotted path of a ``Broker``."""
+
+    backend: str = "table"
+    options: dict[str, Any] = {}
+
+
+class OutboxSettings(_Options, frozen=True):
+    """All of ``settings.OUTBOX``."""
+
+    namespace: str = "app"
+    """First word of topics and consumer groups made by rule."""
+    enabled: bool = True
+    """False: events are written and wait; nothing is sent. Publishers of what may be lost skip it."""
+    broker: BrokerOptions = BrokerOptions()
+    services: dict[str, ServiceOptions] = {}
+    events: dict[str, EventOptions] = {}
+    relay: RelayOptions = RelayOptions()
+    consumer: ConsumerOptions = ConsumerOptions()
+    leases: LeaseOptions = LeaseOptions()
+    retry_base_seconds: PositiveSeconds = 1.0
+    retry_cap_seconds: PositiveSeconds = 600.0
+    retry_max_attempts: PositiveInt = 20
+    retry_jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
+    max_payload_bytes: PositiveInt = 8 * 1024 * 1024
+    """A larger payload is refused at publish; keep it below the database's ``max_allowed_packet``."""
+    reference_bytes: PositiveInt = 256 * 1024
+    """A larger payload stays in its row; its record carries the row's id only."""
+    traceparent: str | None = None
+    """Dotted path of a function that returns the current W3C traceparent or None."""
+
+    def retry_policy(self, event_type: str, declared: RetryPolicy | None) -> RetryPolicy:
+        """Return the retries of ``event_type``: configuration first, then its contract, then the defaults."""
+        base = declared or RetryPolicy(
+            base=timedelta(seconds=self.retry_base_seconds),
+            cap=timedelta(seconds=self.retry_cap_seconds),
+            max_attempts=self.retry_max_attempts,
+            jitter=self.retry_jitter,
+        )
+        options = self.events.get(event_type)
+        if options is None:
+            return base
+        base_s = options.base_seconds or base.base.total_seconds()
+        cap_s = options.cap_seconds or max(base.cap.total_seconds(), base_s)
+        return RetryPolicy(
+            base=timedelta(seconds=base_s),
+            cap=timedelta(seconds=cap_s),
+            max_attempts=options.max_attempts or base.max_attempts,
+            jitter=base.jitter if options.jitter is None else options.jitter,
+        )
+
+
+@lru_cache(maxsize=1)
+def outbox_settings() -> OutboxSettings:
+    """Return the project's settings.
+
+    :raises ConfigurationError: names the key, the value's fault and where it is.
+    """
+    raw = getattr(settings, "OUTBOX", {})
+    try:
+        return msgspec.convert(raw, type=OutboxSettings)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"settings.OUTBOX: {error}") from error
+
+
+OnReset = Callable[[], None]
+_on_reset: Final[list[OnReset]] = []
+
+
+def on_settings_reset(function: OnReset) -> OnReset:
+    """Have ``function`` called when ``settings.OUTBOX`` changes (in tests): what was built from it is stale."""
+    _on_reset.append(function)
+    return function
+
+
+def _reset(*, setting: str, **_: object) -> None:
+    if setting == "OUTBOX":
+        outbox_settings.cache_clear()
+        for function in _on_reset:
+            function()
+
+
+setting_changed.connect(_reset, dispatch_uid="outbox.conf.reset")
