@@ -1,0 +1,50 @@
+"""The project's own services: the catalog built from installed outbox models and from settings."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from django.apps import apps
+
+from outbox.conf import on_settings_reset
+from outbox.contracts import contracts
+from outbox.models import OutboxMessage, service_route
+from outbox.repository import OutboxRepository
+from outbox.routes import RouteRegistry, ServiceCatalog
+
+
+@lru_cache(maxsize=1)
+def service_models() -> dict[str, type[OutboxMessage]]:
+    """Return the concrete outbox model of each service, in the order of installed apps."""
+    return {
+        model.service: model
+        for model in apps.get_models()
+        if issubclass(model, OutboxMessage) and hasattr(model, "service")
+    }
+
+
+@lru_cache(maxsize=1)
+def route_registry() -> RouteRegistry:
+    """Return the registry of the project: every service that has a model, every event type that has a contract.
+
+    :raises UnknownServiceError: a contract names a service that no installed app declares.
+    """
+    registry = RouteRegistry(ServiceCatalog(service_route(service) for service in service_models()))
+    for contract in contracts:
+        registry.register(contract.event_type, contract.service)
+    return registry
+
+
+@on_settings_reset
+def forget_routes() -> None:
+    """Build the registry anew on next use: settings changed, or a contract was declared late."""
+    route_registry.cache_clear()
+
+
+def repository_of(service: str) -> OutboxRepository:
+    """Return the repository of ``service``.
+
+    :raises UnknownServiceError: nobody declared it.
+    """
+    registry = route_registry()
+    return OutboxRepository(registry.catalog.route(service), registry.foreign_types(service))

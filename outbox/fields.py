@@ -1,0 +1,91 @@
+"""Columns and expressions whose SQL differs from one database to the next."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+from django.db import models
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import ExpressionWrapper
+from django.db.models.sql.compiler import SQLCompiler
+
+SHARD_COUNT: Final = 16
+"""Keys hash to this many shards: the most relays (and table-broker consumers) that can share one service.
+
+It is part of a generated column, so changing it is a migration of every outbox table.
+"""
+
+
+class UtcNow(models.Func):
+    """The database's clock in UTC, whatever the time zone of the session or of the server.
+
+    Django's ``Now()`` follows the session's time zone on MySQL, so a row that another program inserts by default
+    values could be due hours later.
+    """
+
+    output_field = models.DateTimeField()
+    template = "CURRENT_TIMESTAMP"
+    arity = 0
+
+    def as_mysql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(compiler, connection, template="UTC_TIMESTAMP(6)", **context)
+
+    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(compiler, connection, template="STATEMENT_TIMESTAMP()", **context)
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(
+            compiler, connection, template="STRFTIME('%%%%Y-%%%%m-%%%%d %%%%H:%%%%M:%%%%f', 'NOW')", **context
+        )
+
+
+def from_now(delta: timedelta) -> ExpressionWrapper[Any]:
+    """Return the moment ``delta`` from now (before now when negative) by the database's clock."""
+    return ExpressionWrapper(
+        UtcNow() + models.Value(delta, output_field=models.DurationField()), output_field=models.DateTimeField()
+    )
+
+
+class ShardOf(models.Func):
+    """The shard of a message key, computed by the database, so that every row has it whoever wrote the row.
+
+    The databases hash differently; nothing compares a shard of one with a shard of another.
+    """
+
+    output_field = models.SmallIntegerField()
+    arity = 1
+
+    def as_mysql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(compiler, connection, template=f"MOD(CRC32(%(expressions)s), {SHARD_COUNT})", **context)
+
+    def as_postgresql(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(compiler, connection, template=f"(HASHTEXT(%(expressions)s) & {SHARD_COUNT - 1})", **context)
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        key = "%(expressions)s"
+        template = (
+            f"((COALESCE(UNICODE({key}), 0) * 31 + COALESCE(UNICODE(SUBSTR({key}, -1)), 0) * 7"
+            f" + COALESCE(UNICODE(SUBSTR({key}, -2)), 0) * 3 + LENGTH({key})) & {SHARD_COUNT - 1})"
+        )
+        return self.as_sql(compiler, connection, template=template, **context)
+
+
+class KeyField(models.CharField):  # type: ignore[type-arg]  # not subscriptable at run time
+    """A text that is compared byte for byte: ``Conv-1`` and ``conv-1`` are two keys, also on MySQL.
+
+    MySQL's default collations ignore case, which would merge two keys in a unique index or a GROUP BY.
+    """
+
+    def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
+        parameters = super().db_parameters(connection)
+        if connection.vendor == "mysql":
+            parameters["collation"] = "utf8mb4_bin"
+        return parameters
+
+
+class ShortTextField(models.TextField):  # type: ignore[type-arg]  # not subscriptable at run time
+    """``TEXT`` on MySQL, where Django's own TextField is ``LONGTEXT``."""
+
+    def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
+        return "text" if connection.vendor == "mysql" else super().db_type(connection)

@@ -1,0 +1,166 @@
+"""Who works on which shard: lease rows with an expiry by the database's clock, and a presence row for each worker.
+
+Workers of one service and role settle to equal shares without talking to each other: each knows how many are alive and
+where it stands among them, gives back what is above its share and takes what is free. A crashed worker's shards are
+free when its leases run out.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from django.db.models import Q, QuerySet
+
+from outbox.fields import SHARD_COUNT, UtcNow, from_now
+from outbox.models import ServiceSwitch, ShardLease, Worker
+
+RELAY: Final = "relay"
+CONSUMER: Final = "consumer"
+
+_FORGET_WORKERS_AFTER: Final = timedelta(hours=1)
+
+
+def new_worker_id() -> str:
+    """Return a name that no other worker has, readable by a person: host, process id, and a random part."""
+    host = socket.gethostname().split(".")[0][:32]
+    return f"{host}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+
+
+def fair_share(worker_id: str, alive: list[str], shards: int = SHARD_COUNT) -> int:
+    """Return how many shards ``worker_id`` should hold: equal shares, the remainder to the first in order."""
+    order = sorted({*alive, worker_id})
+    base, remainder = divmod(shards, len(order))
+    return base + (1 if order.index(worker_id) < remainder else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """A person's word on a service."""
+
+    relay_paused: bool = False
+    consumer_paused: bool = False
+
+
+class Presence:
+    """One worker's row in ``outbox_workers``, and the service's switches, which it reads on the same beat."""
+
+    def __init__(self, *, service: str, role: str, worker_id: str, using: str, ttl: timedelta) -> None:
+        self.service, self.role, self.worker_id, self.using, self.ttl = service, role, worker_id, using, ttl
+
+    def beat(self) -> Switches:
+        """Say that the worker is alive; return the switches of its service."""
+        seen = Worker.objects.using(self.using).filter(pk=self.worker_id).update(seen_at=UtcNow())
+        if not seen:
+            Worker.objects.using(self.using).create(
+                worker_id=self.worker_id,
+                service=self.service,
+                role=self.role,
+                host=socket.gethostname()[:255],
+                pid=os.getpid(),
+            )
+            self._workers().filter(seen_at__lt=from_now(-_FORGET_WORKERS_AFTER)).delete()
+        switch = (
+            ServiceSwitch.objects.using(self.using)
+            .filter(pk=self.service)
+            .values_list("relay_paused", "consumer_paused")
+            .first()
+        )
+        return Switches(*switch) if switch else Switches()
+
+    def alive(self) -> list[str]:
+        """Return the ids of the workers of this service and role that were seen within a lease's time."""
+        return list(self._workers().filter(seen_at__gt=from_now(-self.ttl)).values_list("worker_id", flat=True))
+
+    def leave(self) -> None:
+        """Take the row away."""
+        Worker.objects.using(self.using).filter(pk=self.worker_id).delete()
+
+    def _workers(self) -> QuerySet[Worker]:
+        return Worker.objects.using(self.using).filter(service=self.service, role=self.role)
+
+
+class ShardLeases:
+    """The shards that one worker holds. ``clock`` gives monotonic seconds; expiry itself is the database's matter."""
+
+    def __init__(
+        self,
+        presence: Presence,
+        *,
+        heartbeat: timedelta,
+        clock: Callable[[], float],
+    ) -> None:
+        self.presence = presence
+        self.switches = Switches()
+        self.held: frozenset[int] = frozenset()
+        self._heartbeat_s = heartbeat.total_seconds()
+        self._clock = clock
+        self._refreshed_at: float | None = None
+
+    @property
+    def due(self) -> bool:
+        """Say whether a heartbeat has passed since the last refresh."""
+        return self._refreshed_at is None or self._clock() - self._refreshed_at >= self._heartbeat_s
+
+    def refresh(self) -> frozenset[int]:
+        """Renew what is held, give back or take shards towards the fair share, and return what is held now."""
+        asked_at = self._clock()
+        self.switches = self.presence.beat()
+        mine = self._leases().filter(owner=self.presence.worker_id)
+        mine.update(expires_at=from_now(self.presence.ttl))
+        held = self._held()
+        share = fair_share(self.presence.worker_id, self.presence.alive())
+        if len(held) > share:
+            surplus = sorted(held)[share:]
+            mine.filter(shard__in=surplus).update(owner="", expires_at=UtcNow())
+            held = self._held()
+        elif len(held) < share:
+            held = self._take(share - len(held))
+        self.held = held
+        self._refreshed_at = asked_at
+        return held
+
+    def release(self) -> None:
+        """Give everything back, so that others need not wait for the expiry."""
+        self._leases().filter(owner=self.presence.worker_id).update(owner="", expires_at=UtcNow())
+        self.presence.leave()
+        self.held = frozenset()
+        self._refreshed_at = None
+
+    def forget(self) -> None:
+        """Hold nothing until the next refresh: while the database was away, the leases may have run out."""
+        self.held = frozenset()
+        self._refreshed_at = None
+
+    def _take(self, count: int) -> frozenset[int]:
+        rows = self._leases().values_list("shard", flat=True)
+        missing = set(range(SHARD_COUNT)) - set(rows)
+        if missing:
+            ShardLease.objects.using(self.presence.using).bulk_create(
+                [
+                    ShardLease(service=self.presence.service, role=self.presence.role, shard=shard)
+                    for shard in sorted(missing)
+                ],
+                ignore_conflicts=True,
+            )
+        is_free = Q(owner="") | Q(expires_at__lte=UtcNow())
+        free = list(self._leases().filter(is_free).order_by("shard").values_list("shard", flat=True)[:count])
+        if free:
+            # The condition again: another worker may have taken one in between.
+            self._leases().filter(is_free, shard__in=free).update(
+                owner=self.presence.worker_id, expires_at=from_now(self.presence.ttl)
+            )
+        return self._held()
+
+    def _held(self) -> frozenset[int]:
+        return frozenset(self._leases().filter(owner=self.presence.worker_id).values_list("shard", flat=True))
+
+    def _leases(self) -> QuerySet[ShardLease]:
+        return ShardLease.objects.using(self.presence.using).filter(
+            service=self.presence.service, role=self.presence.role
+        )

@@ -1,0 +1,183 @@
+"""The outbox table of a service (abstract), and what the workers need around it.
+
+A concrete table is declared by the app of its service::
+
+    class AgentOutboxMessage(OutboxMessage):
+        service = "agent"
+
+        class Meta(OutboxMessage.Meta):
+            abstract = False
+            db_table = outbox_table("agent")
+
+Every column that is not part of the shared layout has a database default: a row that other software inserts with the
+shared columns only is valid, and is relayed.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+
+from outbox.conf import ServiceOptions, outbox_settings
+from outbox.fields import KeyField, ShardOf, ShortTextField, UtcNow
+from outbox.lifecycle import Status
+from outbox.routes import ServiceRoute
+
+
+def service_route(service: str) -> ServiceRoute:
+    """Return the route of ``service``: its names by rule, overridden by ``OUTBOX['SERVICES']``."""
+    configured = outbox_settings()
+    options = configured.services.get(service, ServiceOptions())
+    return ServiceRoute.by_rule(
+        service,
+        namespace=configured.namespace,
+        table=options.table,
+        topic=options.topic,
+        group=options.group,
+        database=options.database,
+    )
+
+
+def outbox_table(service: str) -> str:
+    """Return the table of ``service``, for ``Meta.db_table`` and for migrations, which both follow configuration."""
+    return service_route(service).table
+
+
+class OutboxMessage(models.Model):
+    """One event on its way. Written by ``outbox.repository`` only."""
+
+    service: ClassVar[str]
+
+    id = models.BigAutoField(primary_key=True)
+    event_type = models.CharField(max_length=64)
+    service_name = models.CharField(max_length=64, db_default="")
+    topic = models.CharField(max_length=128, db_default="")
+    message_key = KeyField(max_length=128)
+    payload = models.TextField(help_text="JSON: {event_id, event_type, event_version, aggregate_id, payload}")
+    status = models.CharField(max_length=32, db_default=Status.PENDING.value)
+    retry_count = models.IntegerField(db_default=0, help_text="Failed attempts so far")
+    max_retry = models.IntegerField(db_default=20, help_text="Failed attempts after which the event is dead")
+    next_retry_at = models.DateTimeField(
+        null=True,
+        db_default=UtcNow(),
+        help_text="When the row is due: to be sent (pending), to be sent again (published); when it died (dead)",
+    )
+    last_error = ShortTextField(null=True)
+    published_at = models.DateTimeField(null=True)
+    consumed_at = models.DateTimeField(null=True)
+    created_at = models.DateTimeField(db_default=UtcNow())
+    updated_at = models.DateTimeField(db_default=UtcNow())
+
+    shard = models.GeneratedField(
+        expression=ShardOf(models.F("message_key")), output_field=models.SmallIntegerField(), db_persist=True
+    )
+    traceparent = models.CharField(max_length=64, db_default="")
+    error_class = models.CharField(max_length=200, db_default="")
+    traceback = models.TextField(null=True)
+    parks_key = models.BooleanField(db_default=False, help_text="Dead, and later events of its key wait for a person")
+    dead_at = models.DateTimeField(null=True)
+    resolved_at = models.DateTimeField(null=True, help_text="When a person gave it up")
+    resolved_by = models.CharField(max_length=150, db_default="")
+    resolution = models.CharField(max_length=500, db_default="")
+
+    class Meta:
+        abstract = True
+        indexes: ClassVar = [
+            # Covers the relay's claim and the redelivery; which query uses which: docs/indexes.md.
+            models.Index(fields=["status", "next_retry_at", "id", "shard", "event_type"], name="%(app_label)s_ob_due"),
+            # Finds the unfinished predecessor of an event.
+            models.Index(fields=["message_key", "status", "id"], name="%(app_label)s_ob_key"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.event_type} #{self.pk} ({self.status})"
+
+
+class ShardLease(models.Model):
+    """Which worker of a role works on a shard of a service, until when by the database's clock."""
+
+    service = models.CharField(max_length=64)
+    role = models.CharField(max_length=16)
+    shard = models.SmallIntegerField()
+    owner = models.CharField(max_length=64, db_default="")
+    expires_at = models.DateTimeField(db_default=UtcNow())
+
+    class Meta:
+        db_table = "outbox_shard_leases"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["service", "role", "shard"], name="outbox_lease_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.service}/{self.role} shard {self.shard}"
+
+
+class Worker(models.Model):
+    """A running relay or consumer; a row not seen for a lease's time is a worker that died."""
+
+    worker_id = models.CharField(max_length=64, primary_key=True)
+    service = models.CharField(max_length=64)
+    role = models.CharField(max_length=16)
+    host = models.CharField(max_length=255)
+    pid = models.IntegerField()
+    started_at = models.DateTimeField(db_default=UtcNow())
+    seen_at = models.DateTimeField(db_default=UtcNow())
+
+    class Meta:
+        db_table = "outbox_workers"
+        indexes: ClassVar = [models.Index(fields=["service", "role", "seen_at"], name="outbox_worker_seen")]
+
+    def __str__(self) -> str:
+        return f"{self.service} {self.role} {self.host}:{self.pid}"
+
+
+class RejectedRecord(models.Model):
+    """A broker record that could not be tied to an outbox row, kept with what a person needs to judge it."""
+
+    service = models.CharField(max_length=64)
+    topic = models.CharField(max_length=128)
+    partition = models.IntegerField()
+    offset = models.BigIntegerField()
+    key = models.BinaryField(null=True)
+    value = models.BinaryField(null=True)
+    digest = models.CharField(
+        max_length=64, help_text="SHA-256 of key and value: a topic made anew counts from 0 again"
+    )
+    headers = models.TextField(help_text="JSON: [[name, value], …], bytes that are no UTF-8 escaped")
+    reason = models.CharField(max_length=500)
+    received_at = models.DateTimeField(db_default=UtcNow())
+    resolved_at = models.DateTimeField(null=True, blank=True)
+    resolved_by = models.CharField(max_length=150, db_default="", blank=True)
+
+    class Meta:
+        db_table = "outbox_rejected_records"
+        constraints: ClassVar = [
+            # One key column may be wide on MySQL: (128 + 64) * 4 bytes + 12 stay below the 3,072 that InnoDB allows.
+            models.UniqueConstraint(fields=["topic", "partition", "offset", "digest"], name="outbox_rejected_once"),
+        ]
+        indexes: ClassVar = [models.Index(fields=["service", "id"], name="outbox_rejected_service")]
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.partition}]@{self.offset}"
+
+
+class ServiceSwitch(models.Model):
+    """A person's word on a service: whether its relay and its consumer work. No row means that both do."""
+
+    service = models.CharField(max_length=64, primary_key=True)
+    relay_paused = models.BooleanField(db_default=False)
+    consumer_paused = models.BooleanField(db_default=False)
+    reason = models.CharField(max_length=500, db_default="", blank=True)
+    changed_by = models.CharField(max_length=150, db_default="", blank=True)
+    changed_at = models.DateTimeField(db_default=UtcNow())
+
+    class Meta:
+        db_table = "outbox_service_switches"
+        permissions: ClassVar = [
+            ("replay_outbox", "Can replay, edit and give up dead events"),
+            ("view_outbox_payload", "Can see payloads of events and rejected records"),
+        ]
+
+    def __str__(self) -> str:
+        return self.service

@@ -1,0 +1,474 @@
+"""The only writer of outbox rows: every change of ``status`` is one of the transitions of ``outbox.lifecycle``.
+
+An update names the statuses that it is legal from and looks at the number of rows it changed, so a worker that acts on
+old knowledge changes nothing. SQL is written by hand where the ORM costs more than half of the time (measured: docs/
+performance.md). All times that are compared come from the database's clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.db import connections
+
+from outbox import lifecycle
+from outbox.lifecycle import Status, Transition
+from outbox.routes import ServiceRoute
+from outbox.sql import Dialect, dialect_of, from_db, placeholders, to_db
+
+LAST_ERROR_MAX_LENGTH: Final = 2000
+_INSERT_MAX_ROWS: Final = 500
+_INSERT_MAX_BYTES: Final = 4 * 1024 * 1024
+"""One INSERT stays well below MySQL's smallest usual ``max_allowed_packet`` (16 MiB)."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRow:
+    """An event to insert; the database fills in the rest."""
+
+    event_type: str
+    message_key: str
+    payload: bytes
+    max_retry: int
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """A row to send. ``payload`` is None where it is longer than the claim's limit: see ``payload_of``."""
+
+    id: int
+    event_type: str
+    message_key: str
+    payload: str | None
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Rows due at ``claimed_at``, in the order of their ids. Marks are raw database values."""
+
+    rows: list[Due]
+    claimed_at: Any = None
+    last: tuple[Any, int] | None = None
+    """Where the next claim goes on; None when it has to start from the oldest row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Locked:
+    """A row as its consumer locked it."""
+
+    id: int
+    event_type: str
+    message_key: str
+    status: str
+    retry_count: int
+    max_retry: int
+    is_due: bool
+    traceparent: str
+    payload: str | None
+    payload_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blocker:
+    """The oldest unfinished row of a key."""
+
+    id: int
+    due_at: datetime | None
+    """When it comes again; None when nobody knows: it is on its way, or parked until a person decides."""
+    unchanged_for: timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What to note on a row that failed."""
+
+    reason: str
+    error_class: str = ""
+    traceback: str | None = None
+
+
+@dataclass(slots=True)
+class Pruned:
+    """What one step of pruning did."""
+
+    deleted: int = 0
+    last_id: int | None = None
+    """Where the next step goes on; None at the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxRepository:
+    """The outbox table of one service.
+
+    ``foreign_types`` are event types that other services own: their rows may lie in this table from the time when it
+    was shared; they are neither sent nor waited for.
+    """
+
+    route: ServiceRoute
+    foreign_types: tuple[str, ...] = field(default=())
+
+    # --- publishing ----------------------------------------------------------------------------------------------
+
+    def insert(self, rows: Iterable[NewRow]) -> int:
+        """Insert ``rows`` in the caller's transaction, in their order; return how many."""
+        inserted = 0
+        for chunk in _chunks(rows):
+            values: list[Any] = []
+            for row in chunk:
+                values += [
+                    row.event_type,
+                    self.route.service,
+                    self.route.topic,
+                    row.message_key,
+                    row.payload.decode(),
+                    row.max_retry,
+                    row.traceparent,
+                ]
+            self._execute(
+                f"INSERT INTO {self._table} (event_type, service_name, topic, message_key, payload, max_retry,"
+                f" traceparent) VALUES {', '.join(['(%s, %s, %s, %s, %s, %s, %s)'] * len(chunk))}",
+                values,
+            )
+            inserted += len(chunk)
+        return inserted
+
+    # --- relay ---------------------------------------------------------------------------------------------------
+
+    def claim(
+        self, *, shards: Collection[int] | None, limit: int, max_length: int, after: tuple[Any, int] | None = None
+    ) -> Claim:
+        """Return up to ``limit`` rows that are due in ``shards`` (None: all), the longest waiting first.
+
+        ``after`` goes on behind the last row of an earlier claim. Starting there skips the index entries of rows that
+        were marked a moment ago and not yet purged, which would make a claim ten times slower; rows that were
+        committed late lie before it, so a caller starts from the oldest again and again.
+        """
+        conditions, parameters = self._in_shards(Status.PENDING, shards)
+        if after is None:
+            conditions.append(f"(next_retry_at IS NULL OR next_retry_at <= {self._sql.now})")
+        else:
+            moment, last_id = after
+            conditions.append(f"next_retry_at >= %s AND next_retry_at <= {self._sql.now}")
+            conditions.append("(next_retry_at > %s OR id > %s)")
+            parameters += [moment, moment, last_id]
+        found = self._fetch(
+            "SELECT m.id, m.event_type, m.message_key, CASE WHEN LENGTH(m.payload) <= %s THEN m.payload END,"
+            f" m.traceparent, m.next_retry_at, {self._sql.now}"
+            f" FROM (SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
+            f" ORDER BY next_retry_at, id LIMIT %s) due JOIN {self._table} m ON m.id = due.id",
+            [max_length, *parameters, limit],
+        )
+        if not found:
+            return Claim([])
+        found.sort(key=lambda row: row[0])
+        dated = [(row[5], row[0]) for row in found if row[5] is not None]
+        return Claim(
+            rows=[Due(row[0], row[1], row[2], row[3], row[4]) for row in found],
+            claimed_at=found[0][6],
+            last=max(dated) if len(dated) == len(found) else None,
+        )
+
+    def payload_of(self, row_id: int) -> str:
+        """Return the payload column of one row, however long; an empty text when the row is gone."""
+        found = self._fetch(f"SELECT payload FROM {self._table} WHERE id = %s", [row_id])
+        return str(found[0][0]) if found else ""
+
+    def mark_published(self, ids: Sequence[int], *, claimed_at: Any, redeliver_after: timedelta) -> int:
+        """Mark rows that the broker acknowledged; return how many were still as they were claimed.
+
+        A row that was put back after the claim is due later than ``claimed_at``: it is left alone, and so a relay that
+        slept through the end of its lease overwrites nothing.
+        """
+        again_at = to_db(self._connection, from_db(claimed_at) + redeliver_after)
+        return self._move(
+            lifecycle.MARK_PUBLISHED,
+            ids,
+            f"published_at = {self._sql.now}, next_retry_at = %s",
+            [again_at],
+            also=("(next_retry_at IS NULL OR next_retry_at <= %s)", [claimed_at]),
+        )
+
+    def redeliver(self, *, shards: Collection[int] | None, published_before: datetime, limit: int) -> int:
+        """Send up to ``limit`` rows again that have been ``published`` since before ``published_before``."""
+        conditions, parameters = self._in_shards(Status.PUBLISHED, shards)
+        stuck = self._fetch(
+            f"SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
+            f" AND (next_retry_at IS NULL OR next_retry_at <= {self._sql.now})"
+            " AND COALESCE(published_at, updated_at) < %s ORDER BY next_retry_at, id LIMIT %s",
+            [*parameters, to_db(self._connection, published_before), limit],
+        )
+        return self._move(lifecycle.REDELIVER, [row[0] for row in stuck], f"next_retry_at = {self._sql.now}")
+
+    def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str]]:
+        """Return (id, event type, key) of rows that wait for their consumer, in id order: the table as a queue."""
+        conditions, parameters = self._in_shards(Status.PUBLISHED, shards)
+        found = self._fetch(
+            "SELECT m.id, m.event_type, m.message_key"
+            f" FROM (SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
+            f" ORDER BY next_retry_at, id LIMIT %s) waiting JOIN {self._table} m ON m.id = waiting.id",
+            [*parameters, limit],
+        )
+        return sorted(found)
+
+    # --- consumer: all of it inside the caller's transaction -------------------------------------------------------
+
+    def lock(self, ids: Sequence[int], *, max_length: int) -> list[Locked]:
+        """Lock rows in the order of their ids and return those that exist, in that order.
+
+        The payload comes along unless it is longer than ``max_length`` or its row is finished.
+        """
+        if not ids:
+            return []
+        now = self._sql.now
+        found = self._fetch(
+            "SELECT id, event_type, message_key, status, retry_count, max_retry,"
+            f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
+            f" CASE WHEN status IN (%s, %s) AND LENGTH(payload) <= %s THEN payload END,"
+            f" CASE WHEN status IN (%s, %s) THEN LENGTH(payload) ELSE 0 END"
+            f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({placeholders(ids)})"
+            f" ORDER BY id{self._sql.for_update}",
+            [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED, *sorted(ids)],
+        )
+        return [
+            Locked(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7], row[8], row[9])
+            for row in found
+        ]
+
+    def blockers(self, locked: Sequence[Locked]) -> dict[str, Blocker]:
+        """Return, by key, the oldest unfinished row before the last of ``locked`` and not one of them.
+
+        A dead row that parks its key counts as unfinished: its successors wait until a person decides.
+        """
+        if not locked:
+            return {}
+        details = self._details(self._oldest_unfinished(locked))
+        if any(row[6] in self.foreign_types for row in details):
+            # Rare: naming the types costs the search its index-only reading, so it is done on sight of one only.
+            details = self._details(self._oldest_unfinished(locked, self.foreign_types))
+        return {
+            key: Blocker(
+                id=row_id,
+                due_at=from_db(due_at) if status == Status.PENDING and due_at is not None else None,
+                unchanged_for=from_db(now) - from_db(updated_at),
+            )
+            for key, row_id, status, due_at, updated_at, now, _event_type in details
+        }
+
+    def mark_consumed(self, ids: Sequence[int]) -> int:
+        """Mark rows whose effects are in the same transaction; return how many."""
+        now = self._sql.now
+        return self._move(lifecycle.CONSUME, ids, f"consumed_at = {now}, published_at = COALESCE(published_at, {now})")
+
+    def wait(self, ids: Sequence[int], *, until: datetime) -> int:
+        """Put rows back behind their unfinished predecessor; it costs them no attempt."""
+        return self._move(lifecycle.WAIT, ids, "next_retry_at = %s", [to_db(self._connection, until)])
+
+    def retry(self, row: Locked, *, due_at: datetime, failure: Failure) -> int:
+        """Note a failed attempt and have the row come again at ``due_at``."""
+        return self._move(
+            lifecycle.RETRY,
+            [row.id],
+            "retry_count = retry_count + 1, next_retry_at = %s, last_error = %s, error_class = %s, traceback = %s",
+            [to_db(self._connection, due_at), *_columns(failure)],
+            also=("retry_count = %s", [row.retry_count]),
+        )
+
+    def bury(self, row_id: int, *, failure: Failure, parks_key: bool, failed_attempts: int = 0) -> int:
+        """Make a row dead, with the reason; ``parks_key`` holds back the later events of its key."""
+        now = self._sql.now
+        return self._move(
+            lifecycle.BURY,
+            [row_id],
+            f"retry_count = retry_count + %s, dead_at = {now}, next_retry_at = {now}, last_error = %s,"
+            " error_class = %s, traceback = %s, parks_key = %s",
+            [failed_attempts, *_columns(failure), parks_key],
+        )
+
+    # --- operator ------------------------------------------------------------------------------------------------
+
+    def replay(self, ids: Sequence[int]) -> int:
+        """Send dead rows again, with all their attempts before them; return how many were dead."""
+        moved = self._move(
+            lifecycle.REPLAY,
+            ids,
+            f"retry_count = 0, next_retry_at = {self._sql.now}, dead_at = NULL, parks_key = %s, resolved_at = NULL,"
+            " resolved_by = '', resolution = ''",
+            [False],
+        )
+        self._wake_successors(ids)
+        return moved
+
+    def give_up(self, ids: Sequence[int], *, by: str, reason: str) -> int:
+        """Take dead rows off the open list for good; return how many were dead and open."""
+        moved = self._move(
+            lifecycle.GIVE_UP,
+            ids,
+            f"resolved_at = {self._sql.now}, resolved_by = %s, resolution = %s, parks_key = %s",
+            [by[:150], reason[:500], False],
+            also=("resolved_at IS NULL", []),
+        )
+        self._wake_successors(ids)
+        return moved
+
+    def edit(self, row_id: int, *, payload: bytes) -> int:
+        """Replace the payload column of a dead row; return 0 when it is not dead any more."""
+        return self._move(lifecycle.EDIT, [row_id], "payload = %s", [payload.decode()])
+
+    def prune(self, *, consumed_before: datetime, after_id: int, limit: int) -> Pruned:
+        """Delete consumed rows among the next ``limit`` rows behind ``after_id``, oldest first, by primary key.
+
+        Rows are picked first and deleted by id, skipping locked ones: a cleaner that deletes by status deadlocks with
+        consumers (docs/performance.md).
+        """
+        window = self._fetch(
+            f"SELECT id, status, consumed_at, created_at FROM {self._table} WHERE id > %s ORDER BY id LIMIT %s",
+            [after_id, limit],
+        )
+        if not window:
+            return Pruned()
+        candidates = [
+            row[0] for row in window if row[1] == Status.CONSUMED and row[2] and from_db(row[2]) < consumed_before
+        ]
+        deleted = 0
+        if candidates:
+            unlocked = self._fetch(
+                f"SELECT id FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({placeholders(candidates)})"
+                f" AND status = %s{self._sql.skip_locked}",
+                [*candidates, Status.CONSUMED],
+            )
+            ids = [row[0] for row in unlocked]
+            if ids:
+                deleted = self._execute(f"DELETE FROM {self._table} WHERE id IN ({placeholders(ids)})", ids)
+        # Ids grow with time, so behind a row as young as the limit there is nothing left to delete.
+        reached_young = all(from_db(row[3]) >= consumed_before for row in window)
+        return Pruned(deleted, None if reached_young or len(window) < limit else window[-1][0])
+
+    def now(self) -> datetime:
+        """Return the database's clock."""
+        return from_db(self._fetch(f"SELECT {self._sql.now}", [])[0][0])
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @property
+    def _connection(self) -> Any:
+        return connections[self.route.database]
+
+    @property
+    def _sql(self) -> Dialect:
+        return dialect_of(self._connection)
+
+    @property
+    def _table(self) -> str:
+        return self.route.table
+
+    def _move(
+        self,
+        transition: Transition,
+        ids: Sequence[int],
+        assignments: str,
+        values: Sequence[Any] = (),
+        *,
+        also: tuple[str, Sequence[Any]] = ("", ()),
+    ) -> int:
+        """Apply ``transition`` to those of ``ids`` that are in one of its source statuses; return how many."""
+        if not ids:
+            return 0
+        condition, more = also
+        return self._execute(
+            f"UPDATE {self._table}{self._sql.by_primary_key}"
+            f" SET status = %s, updated_at = {self._sql.now}, {assignments}"
+            f" WHERE id IN ({placeholders(ids)}) AND status IN ({placeholders(transition.sources)})"
+            f"{f' AND {condition}' if condition else ''}",
+            [transition.target, *values, *sorted(ids), *transition.sources, *more],
+        )
+
+    def _in_shards(self, status: Status, shards: Collection[int] | None) -> tuple[list[str], list[Any]]:
+        conditions, parameters = ["status = %s"], [status.value]
+        if shards is not None:
+            conditions.append(f"shard IN ({placeholders(shards)})" if shards else "1 = 0")
+            parameters += sorted(shards)  # type: ignore[arg-type]
+        if self.foreign_types:
+            conditions.append(f"event_type NOT IN ({placeholders(self.foreign_types)})")
+            parameters += self.foreign_types
+        return conditions, parameters
+
+    def _oldest_unfinished(self, locked: Sequence[Locked], foreign_types: Sequence[str] = ()) -> list[int]:
+        """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``."""
+        keys = sorted({row.message_key for row in locked})
+        ids = [row.id for row in locked]
+        last = max(ids)
+        scope = f"message_key IN ({placeholders(keys)}) AND id < %s AND id NOT IN ({placeholders(ids)})"
+        parameters: list[Any] = [*keys, last, *ids]
+        if foreign_types:
+            scope += f" AND event_type NOT IN ({placeholders(foreign_types)})"
+            parameters += foreign_types
+        found = self._fetch(
+            f"SELECT message_key, MIN(id) FROM {self._table} WHERE status IN (%s, %s) AND {scope} GROUP BY message_key"
+            " UNION ALL "
+            f"SELECT message_key, MIN(id) FROM {self._table} WHERE status = %s AND parks_key = %s AND {scope}"
+            " GROUP BY message_key",
+            [*lifecycle.UNFINISHED, *parameters, Status.DEAD, True, *parameters],
+        )
+        oldest: dict[str, int] = {}
+        for key, row_id in found:
+            oldest[key] = min(row_id, oldest.get(key, row_id))
+        return sorted(oldest.values())
+
+    def _details(self, ids: Sequence[int]) -> list[Any]:
+        if not ids:
+            return []
+        return self._fetch(
+            f"SELECT message_key, id, status, next_retry_at, updated_at, {self._sql.now}, event_type FROM {self._table}"
+            f"{self._sql.by_primary_key} WHERE id IN ({placeholders(ids)})",
+            ids,
+        )
+
+    def _wake_successors(self, ids: Sequence[int]) -> None:
+        """Make rows that wait behind ``ids`` due now; what is in a back-off of its own keeps it."""
+        if not ids:
+            return
+        keys = [
+            row[0]
+            for row in self._fetch(
+                f"SELECT DISTINCT message_key FROM {self._table} WHERE id IN ({placeholders(ids)})", list(ids)
+            )
+        ]
+        if keys:
+            waiting = self._fetch(
+                f"SELECT id FROM {self._table} WHERE message_key IN ({placeholders(keys)}) AND status = %s"
+                f" AND id > %s AND retry_count = 0 AND next_retry_at > {self._sql.now}",
+                [*keys, Status.PENDING, min(ids)],
+            )
+            self._move(lifecycle.WAIT, [row[0] for row in waiting], f"next_retry_at = {self._sql.now}")
+
+    def _execute(self, sql: str, parameters: Sequence[Any]) -> int:
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return int(cursor.rowcount)
+
+    def _fetch(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+        with self._connection.cursor() as cursor:
+            cursor.execute(sql, parameters)
+            return list(cursor.fetchall())
+
+
+def _columns(failure: Failure) -> list[Any]:
+    return [failure.reason[:LAST_ERROR_MAX_LENGTH], failure.error_class[:200], failure.traceback]
+
+
+def _chunks(rows: Iterable[NewRow]) -> Iterator[list[NewRow]]:
+    chunk: list[NewRow] = []
+    size = 0
+    for row in rows:
+        if chunk and (len(chunk) >= _INSERT_MAX_ROWS or size + len(row.payload) > _INSERT_MAX_BYTES):
+            yield chunk
+            chunk, size = [], 0
+        chunk.append(row)
+        size += len(row.payload)
+    if chunk:
+        yield chunk
