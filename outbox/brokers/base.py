@@ -1,0 +1,205 @@
+"""What a broker does for the outbox: one small contract, kept by every backend and by one suite of tests.
+
+A broker carries records; it never reads or writes outbox rows. All blocking calls have a bound. An outage is
+``BrokerUnavailableError``; whatever concerns one record alone is a ``Refusal`` of that record.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Protocol
+
+from outbox.envelope import Headers
+from outbox.routes import ServiceRoute
+
+
+@dataclass(frozen=True, slots=True)
+class OutgoingRecord:
+    """A record to send; records of one ``key`` keep their order."""
+
+    outbox_id: int
+    topic: str
+    key: str
+    value: bytes
+    headers: Headers
+
+
+@dataclass(frozen=True, slots=True)
+class IncomingRecord:
+    """A record as it came from the topic; nothing about it is trusted."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A record that the broker will never take, and why (too large, invalid, …)."""
+
+    outbox_id: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """What became of a batch: every record is in exactly one of the three.
+
+    ``unanswered`` records may or may not be on the topic: they are sent again.
+    """
+
+    acknowledged: tuple[int, ...]
+    refused: tuple[Refusal, ...] = ()
+    unanswered: tuple[int, ...] = ()
+    outage: str = ""
+    """Why ``unanswered`` is not empty."""
+
+
+class PendingSend(Protocol):
+    """A batch on its way."""
+
+    def report(self, timeout: timedelta) -> SendReport:
+        """Wait until every record is answered for, ``timeout`` at most; what is late is ``unanswered``."""
+        ...
+
+
+class Producer(Protocol):
+    """Sends records. Safe to share between threads."""
+
+    def send(self, records: Sequence[OutgoingRecord]) -> PendingSend:
+        """Hand over a batch without waiting for its acknowledgement.
+
+        :raises BrokerUnavailableError: nothing of the batch was handed over.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let what is on its way finish, within a bound, and free the connection."""
+        ...
+
+
+class Subscription(Protocol):
+    """One member of a service's consumer group. Used by one thread."""
+
+    def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
+        """Return the next records in order per partition, or none after ``timeout``.
+
+        Membership is kept up between calls, however long the caller takes.
+
+        :raises BrokerUnavailableError: the broker is away; call again later, nothing is lost.
+        """
+        ...
+
+    def commit(self, records: Sequence[IncomingRecord]) -> None:
+        """Say that ``records``, and so all before them in their partitions, are done.
+
+        Records of a partition that was taken away meanwhile are passed over: its new owner gets them again.
+
+        :raises BrokerUnavailableError: not committed; the records may come again.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave the group."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """How far a topic and its consumer group are, by partition.
+
+    ``committed`` has no entry where the group never committed; ``first`` is the oldest offset still kept.
+    """
+
+    first: Mapping[int, int]
+    end: Mapping[int, int]
+    committed: Mapping[int, int]
+
+    @property
+    def lag(self) -> int:
+        """Return how many records the group has not committed."""
+        return sum(
+            max(0, end - max(self.committed.get(partition, 0), self.first.get(partition, 0)))
+            for partition, end in self.end.items()
+        )
+
+    def passed(self, end: Mapping[int, int]) -> bool:
+        """Say whether the group has committed everything before the ``end`` of an earlier moment."""
+        return all(
+            max(self.committed.get(partition, 0), self.first.get(partition, 0)) >= offset
+            for partition, offset in end.items()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """What is known of a service's topic."""
+
+    topic: str
+    exists: bool
+    partitions: int = 0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a backend can do, asked instead of its type."""
+
+    server: bool
+    """There is a server that can be away, with topics to create."""
+    keeps_records: bool
+    """Records live apart from the outbox rows, so they can get lost, be foreign, or come twice."""
+    extra: Mapping[str, bool] = field(default_factory=dict)
+
+
+class Broker(abc.ABC):
+    """A backend, built from ``OUTBOX['BROKER']`` when a process starts to work, never at import."""
+
+    capabilities: Capabilities
+
+    @abc.abstractmethod
+    def producer(self, *, client_id: str) -> Producer:
+        """Return a producer.
+
+        :raises BrokerUnavailableError: the broker is away.
+        """
+
+    @abc.abstractmethod
+    def subscribe(self, route: ServiceRoute, *, client_id: str) -> Subscription:
+        """Join the consumer group of ``route``.
+
+        :raises BrokerUnavailableError: the broker is away.
+        """
+
+    @abc.abstractmethod
+    def topics(self, routes: Sequence[ServiceRoute]) -> list[TopicState]:
+        """Return the state of each route's topic.
+
+        :raises BrokerUnavailableError: the broker is away.
+        """
+
+    @abc.abstractmethod
+    def create_topics(
+        self, routes: Sequence[ServiceRoute], *, partitions: int | None = None, replication: int | None = None
+    ) -> list[TopicState]:
+        """Create the topics that are missing, wait until they have leaders, and return the state of each.
+
+        :raises BrokerUnavailableError: the broker is away.
+        """
+
+    @abc.abstractmethod
+    def positions(self, route: ServiceRoute) -> Positions | None:
+        """Return how far the route's topic and group are; None where the backend has neither.
+
+        :raises BrokerUnavailableError: the broker is away.
+        """
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Free what the broker itself holds; producers and subscriptions are closed by who asked for them."""

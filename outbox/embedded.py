@@ -1,0 +1,45 @@
+"""What the table broker needs of the outbox: the published rows of the shards that one consumer leases."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+from outbox.catalog import repository_of
+from outbox.conf import outbox_settings
+from outbox.fields import SHARD_COUNT
+from outbox.leases import CONSUMER, Presence, ShardLeases, new_worker_id
+from outbox.repository import OutboxRepository
+from outbox.routes import ServiceRoute
+
+
+class LeasedRows:
+    """The published rows of ``repository`` in the shards that ``leases`` hold."""
+
+    def __init__(self, repository: OutboxRepository, leases: ShardLeases) -> None:
+        self._repository, self._leases = repository, leases
+
+    def fetch(self, limit: int) -> list[tuple[int, str, str]]:
+        if self._leases.due:
+            self._leases.refresh()
+        held = self._leases.held
+        if not held:
+            return []
+        return self._repository.published(shards=None if len(held) == SHARD_COUNT else held, limit=limit)
+
+    def close(self) -> None:
+        self._leases.release()
+
+
+def open_rows(route: ServiceRoute) -> LeasedRows:
+    """Join the consumers of ``route`` that share its published rows."""
+    options = outbox_settings().leases
+    presence = Presence(
+        service=route.service,
+        role=f"{CONSUMER}-shards",
+        worker_id=new_worker_id(),
+        using=route.database,
+        ttl=timedelta(seconds=options.ttl_seconds),
+    )
+    leases = ShardLeases(presence, heartbeat=timedelta(seconds=options.heartbeat_seconds), clock=time.monotonic)
+    return LeasedRows(repository_of(route.service), leases)
