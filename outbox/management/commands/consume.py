@@ -1,0 +1,40 @@
+"""Run the handlers of services' events."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from outbox.conf import outbox_settings
+from outbox.management.reporting import explain_errors, positive, refuse_when_disabled
+from outbox.shutdown import stop_on_signals
+from outbox.workers import open_broker, routes_of, run_consumers, wait_for_topics
+
+
+class Command(BaseCommand):
+    help = (
+        "Run the handlers of the named services' events, each in the transaction that marks its event consumed. Start "
+        "as many as you like: they share the partitions. SIGTERM finishes the batch in hand. An outage of broker or "
+        "database is waited out. Exit code: 0 stopped or drained, 1 an error."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("services", nargs="+", metavar="service", help="services to consume")
+        parser.add_argument("--once", action="store_true", help="end when nothing is left to receive")
+        parser.add_argument("--max-events", type=positive, help="end after this many events (of each service)")
+        parser.add_argument("--create-topics", action="store_true", help="create missing topics first")
+
+    def handle(self, *, services: list[str], once: bool, max_events: int | None, create_topics: bool, **_: Any) -> None:
+        with explain_errors(), stop_on_signals() as stop, open_broker() as broker:
+            refuse_when_disabled()
+            routes = routes_of(services)
+            timeout = timedelta(seconds=outbox_settings().consumer.topic_timeout_seconds)
+            wait_for_topics(routes, broker, stop, create=create_topics, timeout=timeout)
+            for service, totals in run_consumers(routes, broker, stop, once=once, max_events=max_events).items():
+                self.stdout.write(
+                    f"{service}: consumed {totals.consumed}, retried {totals.retried}, waited {totals.waited}, "
+                    f"dead {totals.dead}, rejected {totals.rejected}, duplicates {totals.duplicates}"
+                )

@@ -1,0 +1,313 @@
+"""The relay: carries rows that are due from a service's table to its topic.
+
+Claim, send, wait for the acknowledgements, mark. No transaction is open while the broker is talked to: a lease says who
+relays which shard of keys, and the mark changes only rows that are still as they were claimed. What happens in between
+can send a row twice, never lose one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections
+from django.db.utils import DatabaseError, InterfaceError
+
+from outbox import signals
+from outbox.brokers.base import Broker, OutgoingRecord, PendingSend, Producer
+from outbox.conf import RelayOptions
+from outbox.contracts import ContractRegistry, OnDead
+from outbox.envelope import Envelope, decode_envelope, encode_message, headers_of
+from outbox.exceptions import BrokerUnavailableError, EnvelopeError, UnknownEventTypeError
+from outbox.fields import SHARD_COUNT
+from outbox.horizon import DeliveryHorizon
+from outbox.leases import ShardLeases
+from outbox.outage import OutageWatch
+from outbox.repository import Due, Failure, OutboxRepository
+from outbox.shutdown import StopFlag
+from outbox.sql import Trouble, trouble_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class RelayTotals:
+    """What a relay has done since it started."""
+
+    published: int = 0
+    dead: int = 0
+    redelivered: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    """A batch that the broker has not answered for."""
+
+    send: PendingSend
+    event_types: dict[int, str]
+    claimed_at: Any
+
+
+class Relay:
+    """One service's relay; an object that a test can hold: broker, leases and clock are passed in.
+
+    ``reference_bytes``: a payload column longer than this stays in its row, its record says where it is.
+    """
+
+    def __init__(
+        self,
+        *,
+        repository: OutboxRepository,
+        broker: Broker,
+        client_id: str,
+        leases: ShardLeases,
+        contracts: ContractRegistry,
+        options: RelayOptions,
+        reference_bytes: int,
+        clock: Callable[[], float],
+    ) -> None:
+        self.totals = RelayTotals()
+        self._repository = repository
+        self._route = repository.route
+        self._broker = broker
+        self._client_id = client_id
+        self._leases = leases
+        self._contracts = contracts
+        self._options = options
+        self._reference_bytes = reference_bytes
+        self._clock = clock
+        self._producer: Producer | None = None
+        self._in_flight: deque[_InFlight] = deque()
+        self._after: tuple[Any, int] | None = None
+        self._swept_at = clock()
+        self._redelivered_at: float | None = None
+        self._horizon = DeliveryHorizon()
+        self._outage = OutageWatch(self._route.service, "relay")
+        self._idle_pause = timedelta(milliseconds=options.poll_interval_ms)
+
+    def run(self, stop: StopFlag, *, once: bool = False) -> RelayTotals:
+        """Work until ``stop`` is set; with ``once``, until nothing more is due. An outage only makes it wait."""
+        try:
+            while not stop.is_set:
+                pause = self._try_step()
+                if pause is None:
+                    continue
+                if once and not pause.outage and self._is_drained():
+                    break
+                stop.wait(pause.length)
+            self._drain_quietly()
+        finally:
+            self._close()
+        return self.totals
+
+    def step(self) -> bool:
+        """Do the next piece of work; say whether there was any.
+
+        :raises BrokerUnavailableError: the broker is away.
+        :raises DatabaseError: the database is away.
+        """
+        if self._leases.due:
+            self._settle_all()
+            self._leases.refresh()
+        if not self._leases.held or self._leases.switches.relay_paused:
+            self._settle_all()
+            return False
+        if self._clock() - self._swept_at >= self._options.sweep_interval_seconds:
+            self._start_over()
+        while len(self._in_flight) >= self._options.in_flight_batches:
+            self._settle(self._in_flight.popleft())
+        if self._leases.due:
+            return True  # the broker was slow: look at the leases before claiming more
+        redelivered = self._redeliver()
+        return self._send_next() or redelivered
+
+    # --- one batch -----------------------------------------------------------------------------------------------
+
+    def _send_next(self) -> bool:
+        claim = self._repository.claim(
+            shards=self._shards(),
+            limit=self._options.batch_size,
+            max_length=self._reference_bytes,
+            after=self._after,
+        )
+        if not claim.rows:
+            had_work = bool(self._in_flight) or self._after is not None
+            self._start_over()
+            return had_work
+        records = self._records(claim.rows)
+        if records:
+            self._in_flight.append(
+                _InFlight(
+                    self._open_producer().send(records),
+                    {row.id: row.event_type for row in claim.rows},
+                    claim.claimed_at,
+                )
+            )
+        self._after = claim.last
+        if claim.last is None or len(claim.rows) < self._options.batch_size:
+            self._start_over()
+        return True
+
+    def _records(self, rows: Sequence[Due]) -> list[OutgoingRecord]:
+        """Encode ``rows``; those that cannot be read die here, with the reason."""
+        records = []
+        for row in rows:
+            try:
+                records.append(self._record(row))
+            except EnvelopeError as error:
+                self._bury(row.id, row.event_type, Failure(f"EnvelopeError: {error}", "EnvelopeError"))
+        return records
+
+    def _record(self, row: Due) -> OutgoingRecord:
+        by_reference = row.payload is None
+        stored = self._repository.payload_of(row.id) if row.payload is None else row.payload
+        envelope: Envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type)
+        return OutgoingRecord(
+            outbox_id=row.id,
+            topic=self._route.topic,
+            key=row.message_key,
+            value=encode_message(envelope, outbox_id=row.id, service=self._route.service, by_reference=by_reference),
+            headers=headers_of(
+                envelope, service=self._route.service, traceparent=row.traceparent, by_reference=by_reference
+            ),
+        )
+
+    def _settle(self, batch: _InFlight) -> None:
+        """Wait for the broker's answers and write them down.
+
+        :raises BrokerUnavailableError: some records have no answer; they stay pending and are sent again.
+        """
+        report = batch.send.report(timedelta(seconds=self._options.send_timeout_seconds))
+        marked = self._repository.mark_published(
+            report.acknowledged,
+            claimed_at=batch.claimed_at,
+            redeliver_after=timedelta(seconds=self._options.redeliver_after_seconds),
+        )
+        self.totals.published += marked
+        for refusal in report.refused:
+            self._bury(
+                refusal.outbox_id,
+                batch.event_types[refusal.outbox_id],
+                Failure(f"the broker refused the record: {refusal.reason}", "RecordRefused"),
+            )
+        if report.acknowledged:
+            signals.relayed.send_robust(self._route.service, count=len(report.acknowledged))
+        if report.unanswered:
+            raise BrokerUnavailableError(report.outage)
+
+    def _bury(self, row_id: int, event_type: str, failure: Failure) -> None:
+        if self._repository.bury(row_id, failure=failure, parks_key=self._parks_key(event_type)):
+            self.totals.dead += 1
+            logger.error("relay of %s: row %s is dead: %s", self._route.service, row_id, failure.reason)
+            signals.refused.send_robust(self._route.service, outbox_id=row_id, reason=failure.reason)
+
+    def _parks_key(self, event_type: str) -> bool:
+        try:
+            return self._contracts.get(event_type).on_dead is OnDead.PARK
+        except UnknownEventTypeError:
+            return False
+
+    # --- what is in flight ---------------------------------------------------------------------------------------
+
+    def _settle_all(self) -> None:
+        while self._in_flight:
+            self._settle(self._in_flight.popleft())
+
+    def _start_over(self) -> None:
+        """Claim from the oldest row next; nothing may be in flight then, or it would be claimed again."""
+        self._settle_all()
+        self._after = None
+        self._swept_at = self._clock()
+
+    def _drain_quietly(self) -> None:
+        """Mark what was acknowledged before the process ends; what cannot be marked is sent again by the next one."""
+        try:
+            self._settle_all()
+        except (BrokerUnavailableError, DatabaseError, InterfaceError) as error:
+            logger.warning("relay of %s: ended with rows unmarked; they go out again: %s", self._route.service, error)
+
+    # --- redelivery ----------------------------------------------------------------------------------------------
+
+    def _redeliver(self) -> bool:
+        """Send again what has been published for too long, as far as the consumers have certainly seen it."""
+        if not self._broker.capabilities.keeps_records:
+            return False
+        now_s = self._clock()
+        every_s = min(self._options.redeliver_after_seconds / 4, 30.0)
+        if self._redelivered_at is not None and now_s - self._redelivered_at < every_s:
+            return False
+        self._redelivered_at = now_s
+        now = self._repository.now()
+        positions = self._broker.positions(self._route)
+        horizon = self._horizon.update(now, positions) if positions is not None else None
+        if horizon is None:
+            return False
+        count = self._repository.redeliver(
+            shards=self._shards(),
+            published_before=min(horizon, now - timedelta(seconds=self._options.redeliver_after_seconds)),
+            limit=self._options.batch_size,
+        )
+        if count:
+            self.totals.redelivered += count
+            self._redelivered_at = None
+            logger.warning("relay of %s: %d rows were stuck in published and go out again", self._route.service, count)
+            signals.redelivered.send_robust(self._route.service, count=count)
+        return count > 0
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def _try_step(self) -> _Pause | None:
+        """Take one step; return how long to pause, None for going on at once."""
+        try:
+            worked = self.step()
+        except BrokerUnavailableError as error:
+            self._in_flight.clear()
+            self._after = None
+            return _Pause(self._outage.failed("broker", error), outage=True)
+        except (DatabaseError, InterfaceError) as error:
+            if trouble_of(error, self._route.database) is Trouble.STATEMENT:
+                raise
+            self._in_flight.clear()
+            self._after = None
+            self._leases.forget()
+            connections[self._route.database].close()
+            return _Pause(self._outage.failed("database", error), outage=True)
+        self._outage.over()
+        if worked:
+            self._idle_pause = timedelta(milliseconds=self._options.poll_interval_ms)
+            return None
+        pause = self._idle_pause
+        self._idle_pause = min(pause * 2, timedelta(milliseconds=self._options.max_poll_interval_ms))
+        return _Pause(pause, outage=False)
+
+    def _is_drained(self) -> bool:
+        """Say whether nothing is due in any shard: also what a crashed relay held until its lease runs out."""
+        if self._leases.switches.relay_paused:
+            return True
+        return not self._repository.claim(shards=None, limit=1, max_length=0).rows
+
+    def _shards(self) -> frozenset[int] | None:
+        return None if len(self._leases.held) == SHARD_COUNT else self._leases.held
+
+    def _open_producer(self) -> Producer:
+        if self._producer is None:
+            self._producer = self._broker.producer(client_id=self._client_id)
+        return self._producer
+
+    def _close(self) -> None:
+        try:
+            self._leases.release()
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("relay of %s: leases run out by themselves: %s", self._route.service, error)
+        if self._producer is not None:
+            self._producer.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    length: timedelta
+    outage: bool

@@ -1,0 +1,164 @@
+"""How a service is doing, for the admin and for ``outbox_status``: numbers that stay cheap with a million rows.
+
+Nothing here counts a whole table: a count stops at its cap, and ages come from the first entry of an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.db import connections
+
+from outbox.brokers.base import Broker
+from outbox.contracts import contracts
+from outbox.exceptions import BrokerUnavailableError
+from outbox.fields import UtcNow, from_now
+from outbox.leases import CONSUMER, RELAY
+from outbox.lifecycle import Status
+from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+from outbox.routes import RouteRegistry, ServiceRoute
+from outbox.sql import dialect_of, from_db, placeholders
+
+COUNT_CAP: Final = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of rows, exact unless ``capped``: then it is at least ``value``."""
+
+    value: int
+    capped: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.value:,}+" if self.capped else f"{self.value:,}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """A worker that was seen within a lease's time."""
+
+    worker_id: str
+    host: str
+    pid: int
+    started_at: datetime
+    shards: int
+    """Shards of keys that it leases; 0 for a consumer whose broker shares out the work itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceStatus:
+    """One service at one moment."""
+
+    route: ServiceRoute
+    event_types: tuple[tuple[str, str], ...]
+    """(event type, current version)."""
+    counts: dict[Status, Count]
+    open_dead: Count
+    """Dead rows that nobody has given up on."""
+    open_rejected: Count
+    foreign: Count
+    """Unfinished rows of event types that other services own."""
+    oldest_due_age: timedelta | None
+    """Age, since its creation, of the row that has been due the longest; None when nothing is due."""
+    lag: int | None
+    """Records that the consumer group has not committed; None where the broker has none or is away."""
+    lag_problem: str
+    relays: tuple[WorkerStatus, ...]
+    consumers: tuple[WorkerStatus, ...]
+    relay_paused: bool
+    consumer_paused: bool
+
+
+def service_status(
+    route: ServiceRoute, registry: RouteRegistry, *, ttl: timedelta, broker: Broker | None = None, cap: int = COUNT_CAP
+) -> ServiceStatus:
+    """Return how the service of ``route`` is doing; a worker counts as alive for ``ttl`` after its last beat."""
+    lag, lag_problem = _lag(route, broker)
+    switch = ServiceSwitch.objects.using(route.database).filter(pk=route.service).first()
+    return ServiceStatus(
+        route=route,
+        event_types=tuple((contract.event_type, contract.version) for contract in contracts.of_service(route.service)),
+        counts={status: count_rows(route, "status = %s", [status.value], cap=cap) for status in Status},
+        open_dead=count_rows(route, "status = %s AND resolved_at IS NULL", [Status.DEAD.value], cap=cap),
+        open_rejected=_open_rejected(route, cap),
+        foreign=_foreign(route, registry.foreign_types(route.service), cap),
+        oldest_due_age=oldest_due_age(route),
+        lag=lag,
+        lag_problem=lag_problem,
+        relays=_workers(route, RELAY, RELAY, ttl),
+        consumers=_workers(route, CONSUMER, f"{CONSUMER}-shards", ttl),
+        relay_paused=bool(switch and switch.relay_paused),
+        consumer_paused=bool(switch and switch.consumer_paused),
+    )
+
+
+def count_rows(route: ServiceRoute, condition: str, parameters: Iterable[Any], *, cap: int = COUNT_CAP) -> Count:
+    """Count rows of the outbox table, looking at ``cap`` + 1 of them at the most."""
+    found = _fetch(
+        route.database,
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM {route.table} WHERE {condition} LIMIT %s) counted",
+        [*parameters, cap + 1],
+    )[0][0]
+    return Count(min(found, cap), found > cap)
+
+
+def oldest_due_age(route: ServiceRoute) -> timedelta | None:
+    """Return how long ago the row was created that has been due the longest; None when nothing is due."""
+    now = dialect_of(connections[route.database]).now
+    found = _fetch(
+        route.database,
+        f"SELECT created_at, {now} FROM {route.table} WHERE status = %s"
+        f" AND (next_retry_at IS NULL OR next_retry_at <= {now}) ORDER BY next_retry_at, id LIMIT 1",
+        [Status.PENDING.value],
+    )
+    return max(from_db(found[0][1]) - from_db(found[0][0]), timedelta(0)) if found else None
+
+
+def _foreign(route: ServiceRoute, foreign_types: tuple[str, ...], cap: int) -> Count:
+    if not foreign_types:
+        return Count(0)
+    return count_rows(
+        route,
+        f"status IN (%s, %s) AND event_type IN ({placeholders(foreign_types)})",
+        [Status.PENDING.value, Status.PUBLISHED.value, *foreign_types],
+        cap=cap,
+    )
+
+
+def _open_rejected(route: ServiceRoute, cap: int) -> Count:
+    ids = RejectedRecord.objects.using(route.database).filter(service=route.service, resolved_at=None)
+    found = len(ids.values_list("id", flat=True)[: cap + 1])
+    return Count(min(found, cap), found > cap)
+
+
+def _lag(route: ServiceRoute, broker: Broker | None) -> tuple[int | None, str]:
+    if broker is None:
+        return None, ""
+    try:
+        positions = broker.positions(route)
+    except BrokerUnavailableError as error:
+        return None, str(error)
+    return (None if positions is None else positions.lag), ""
+
+
+def _workers(route: ServiceRoute, role: str, lease_role: str, ttl: timedelta) -> tuple[WorkerStatus, ...]:
+    leases = ShardLease.objects.using(route.database).filter(
+        service=route.service, role=lease_role, expires_at__gt=UtcNow()
+    )
+    shards: dict[str, int] = {}
+    for owner in leases.values_list("owner", flat=True):
+        shards[owner] = shards.get(owner, 0) + 1
+    alive = Worker.objects.using(route.database).filter(service=route.service, role=role, seen_at__gt=from_now(-ttl))
+    return tuple(
+        WorkerStatus(worker.worker_id, worker.host, worker.pid, worker.started_at, shards.get(worker.worker_id, 0))
+        for worker in alive.order_by("started_at", "worker_id")
+    )
+
+
+def _fetch(using: str, sql: str, parameters: list[Any]) -> list[Any]:
+    with connections[using].cursor() as cursor:
+        cursor.execute(sql, parameters)
+        return list(cursor.fetchall())

@@ -1,0 +1,219 @@
+"""Builds relays and consumers from settings, and runs one on each thread until asked to stop."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections
+
+from outbox import embedded
+from outbox.brokers import load_backend
+from outbox.brokers.base import Broker, TopicState
+from outbox.brokers.table import TableBroker
+from outbox.catalog import repository_of, route_registry
+from outbox.conf import OutboxSettings, outbox_settings
+from outbox.consumer import Consumer, ConsumerTotals
+from outbox.contracts import contracts
+from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError, UnknownEventTypeError
+from outbox.handlers import handlers
+from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
+from outbox.outage import OutageWatch
+from outbox.rejections import RejectionStore
+from outbox.relay import Relay, RelayTotals
+from outbox.routes import ServiceRoute
+from outbox.shutdown import StopFlag
+
+logger = logging.getLogger(__name__)
+
+
+def routes_of(services: Sequence[str]) -> list[ServiceRoute]:
+    """Return the routes of ``services``, of all services when none is named.
+
+    :raises UnknownServiceError: nobody declared one of them.
+    """
+    catalog = route_registry().catalog
+    return [catalog.route(service) for service in services] if services else list(catalog)
+
+
+@contextmanager
+def open_broker() -> Iterator[Broker]:
+    """Give the configured broker, closed at the end. Nothing connects before it is used.
+
+    :raises ConfigurationError: the backend is unknown or its options are wrong.
+    """
+    configured = outbox_settings().broker
+    backend = load_backend(configured.backend)
+    options: dict[str, Any] = dict(configured.options)
+    if issubclass(backend, TableBroker):
+        options["open_rows"] = embedded.open_rows
+    try:
+        broker = backend(**options)
+    except TypeError as error:
+        raise ConfigurationError(f"OUTBOX['BROKER']['OPTIONS'] do not fit {configured.backend!r}: {error}") from error
+    try:
+        yield broker
+    finally:
+        broker.close()
+
+
+def build_relay(route: ServiceRoute, broker: Broker) -> Relay:
+    """Return the relay of one service."""
+    configured = outbox_settings()
+    worker_id = new_worker_id()
+    return Relay(
+        repository=repository_of(route.service),
+        broker=broker,
+        client_id=_client_id(route, RELAY, worker_id),
+        leases=ShardLeases(
+            _presence(route, RELAY, worker_id, configured),
+            heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
+            clock=time.monotonic,
+        ),
+        contracts=contracts,
+        options=configured.relay,
+        reference_bytes=configured.reference_bytes,
+        clock=time.monotonic,
+    )
+
+
+def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
+    """Return the consumer of one service."""
+    configured = outbox_settings()
+    worker_id = new_worker_id()
+
+    def retry_policy(event_type: str) -> Any:
+        try:
+            declared = contracts.get(event_type).retry
+        except UnknownEventTypeError:
+            declared = None
+        return configured.retry_policy(event_type, declared)
+
+    return Consumer(
+        repository=repository_of(route.service),
+        rejections=RejectionStore(route.service, route.database),
+        subscribe=lambda: broker.subscribe(route, client_id=_client_id(route, CONSUMER, worker_id)),
+        contracts=contracts,
+        handlers=handlers,
+        options=configured.consumer,
+        retry_policy=retry_policy,
+        presence=_presence(route, CONSUMER, worker_id, configured),
+        heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
+        clock=time.monotonic,
+        rand=random.random,
+    )
+
+
+def run_relays(routes: Sequence[ServiceRoute], broker: Broker, stop: StopFlag, *, once: bool) -> dict[str, RelayTotals]:
+    """Run the relay of each route on a thread of its own: a slow or broken service holds up no other."""
+    relays = {route.service: build_relay(route, broker) for route in routes}
+    return _run_together({service: _bound(relay.run, stop, once=once) for service, relay in relays.items()}, stop)
+
+
+def run_consumers(
+    routes: Sequence[ServiceRoute],
+    broker: Broker,
+    stop: StopFlag,
+    *,
+    once: bool = False,
+    max_events: int | None = None,
+) -> dict[str, ConsumerTotals]:
+    """Run the consumer of each route on a thread of its own."""
+    runs: dict[str, Callable[[], ConsumerTotals]] = {}
+    for route in routes:
+        is_drained = _bound(topic_is_drained, route, broker) if once else None
+        runs[route.service] = _bound(
+            build_consumer(route, broker).run, stop, max_events=max_events, is_drained=is_drained
+        )
+    return _run_together(runs, stop)
+
+
+def topic_is_drained(route: ServiceRoute, broker: Broker) -> bool:
+    """Say whether the group of ``route`` has nothing left to receive.
+
+    :raises BrokerUnavailableError: the broker is away.
+    """
+    if broker.capabilities.keeps_records:
+        positions = broker.positions(route)
+        return positions is None or positions.lag == 0
+    return not repository_of(route.service).published(shards=None, limit=1)
+
+
+def wait_for_topics(
+    routes: Sequence[ServiceRoute], broker: Broker, stop: StopFlag, *, create: bool, timeout: timedelta
+) -> list[TopicState]:
+    """Wait until every topic exists and has a leader; an unreachable broker is waited for without end.
+
+    :raises TopicNotReadyError: the broker answers, and a topic is still not there after ``timeout``.
+    """
+    watch = OutageWatch(",".join(route.service for route in routes), "start")
+    deadline: float | None = None
+    while not stop.is_set:
+        try:
+            states = broker.create_topics(routes) if create else broker.topics(routes)
+        except BrokerUnavailableError as error:
+            stop.wait(watch.failed("broker", error))
+            continue
+        watch.over()
+        missing = [state for state in states if not state.exists or state.problem]
+        if not missing:
+            return states
+        deadline = deadline or time.monotonic() + timeout.total_seconds()
+        if time.monotonic() >= deadline:
+            named = ", ".join(f"{state.topic}: {state.problem or 'does not exist'}" for state in missing)
+            raise TopicNotReadyError(
+                f"not ready after {timeout.total_seconds():.0f} s: {named}. Create it with `manage.py outbox_topics "
+                f"--create`, or start the worker with --create-topics."
+            )
+        stop.wait(timedelta(milliseconds=250))
+    return []
+
+
+def _presence(route: ServiceRoute, role: str, worker_id: str, configured: OutboxSettings) -> Presence:
+    return Presence(
+        service=route.service,
+        role=role,
+        worker_id=worker_id,
+        using=route.database,
+        ttl=timedelta(seconds=configured.leases.ttl_seconds),
+    )
+
+
+def _client_id(route: ServiceRoute, role: str, worker_id: str) -> str:
+    return f"{outbox_settings().namespace}-{route.service}-{role}-{worker_id}".replace(":", "-")
+
+
+def _bound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
+    return lambda: function(*args, **kwargs)
+
+
+def _run_together(runs: dict[str, Callable[[], Any]], stop: StopFlag) -> dict[str, Any]:
+    """Run each on a thread; when one ends in an error, stop the others and raise it."""
+    totals: dict[str, Any] = {}
+    errors: list[BaseException] = []
+
+    def run(service: str, work: Callable[[], Any]) -> None:
+        try:
+            totals[service] = work()
+        except BaseException as error:
+            logger.exception("worker of %s ended in an error", service)
+            errors.append(error)
+            stop.set()
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=item, name=f"outbox-{item[0]}", daemon=True) for item in runs.items()]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive():
+            thread.join(timeout=0.2)  # so that the main thread takes signals
+    if errors:
+        raise errors[0]
+    return totals
