@@ -1,0 +1,1 @@
+"""The `active-scheduler` service: its outbox table, its events, its handlers and its records."""

@@ -1,0 +1,1 @@
+"""The `notification` service: its outbox table, its events, its handlers and its records."""

@@ -1,0 +1,1 @@
+"""The `task` service: its outbox table, its events, its handlers and its records."""

@@ -1,0 +1,22 @@
+"""Settings for tests: SQLite by default, and every database server that can be reached under an alias of its own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DEBUG", "true")
+os.environ["READ_DOT_ENV"] = "false"
+for name in ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_ENABLED", "OUTBOX"):
+    os.environ.pop(name, None)
+
+from smartflow.settings import *  # noqa: E402, F403
+from smartflow.settings import BASE_DIR, database  # noqa: E402
+from tests.services import mariadb_url, postgres_url  # noqa: E402
+
+DATABASES = {"default": database(f"sqlite:///{BASE_DIR / 'test.sqlite3'}")}
+DATABASES["default"]["TEST"] = {"NAME": str(BASE_DIR / "test_run.sqlite3")}
+for alias, url in (("mariadb", mariadb_url()), ("postgres", postgres_url())):
+    if url:
+        DATABASES[alias] = database(url)
+
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
