@@ -1,0 +1,108 @@
+# What a developer and CI call. Each recipe is short; what it does is in scripts/.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := .venv/bin
+SERVICES = $(PYTHON) -m scripts.services
+VENV = $(PYTHON) -m scripts.venv
+# The servers' addresses, for the commands that follow in the same recipe.
+WITH_SERVICES = addresses=$$($(SERVICES) env); set -a; eval "$$addresses"; set +a;
+# The same for everybody, whatever a developer's .env says.
+CHECK_SETTINGS = READ_DOT_ENV=false SECRET_KEY=for-checks-only
+
+.PHONY: help
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: python
+python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; 3.11 or newer is needed. Say which: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+
+.PHONY: venv
+venv: python ## Make .venv with everything for development and tests
+	@$(SERVICES) packages mysql
+	@$(VENV) .venv requirements-dev.txt
+
+.PHONY: services
+services: python ## Start MariaDB, PostgreSQL and Kafka (those that no environment variable gives)
+	@$(SERVICES) up
+
+.PHONY: services-status
+services-status: python ## Say how the servers are
+	@$(SERVICES) status
+
+.PHONY: services-down
+services-down: python ## Stop the servers; their data stays
+	@$(SERVICES) down
+
+.PHONY: test
+test: venv ## Run all tests with coverage, on real servers: make test PYTEST_ARGS='-k retry -x'
+	@$(SERVICES) packages test
+	@$(SERVICES) up
+	@$(WITH_SERVICES) $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+
+.PHONY: check
+check: check-style check-types check-imports check-django check-compose ## Run every check that is no test (with -k: do not stop at the first)
+
+.PHONY: check-style
+check-style: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: check-types
+check-types: venv
+	$(CHECK_SETTINGS) $(BIN)/mypy
+
+.PHONY: check-imports
+check-imports: venv
+	$(BIN)/lint-imports
+
+.PHONY: check-django
+check-django: venv
+	$(CHECK_SETTINGS) $(BIN)/python manage.py check
+	$(CHECK_SETTINGS) $(BIN)/python manage.py makemigrations --check --dry-run
+
+.PHONY: check-compose
+check-compose: venv
+	$(BIN)/python -m scripts.check_compose
+
+.PHONY: format
+format: venv ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: venv-demo
+venv-demo: python
+	@$(VENV) .venv-demo requirements.txt --without mysqlclient
+
+.PHONY: demo
+demo: venv-demo ## Show it with nothing but Python: SQLite and the embedded broker
+	@.venv-demo/bin/python -m scripts.demo
+
+.PHONY: demo-kafka
+demo-kafka: venv ## Show it as it is run for real: MariaDB and Kafka
+	@$(SERVICES) up mariadb kafka
+	@$(WITH_SERVICES) $(BIN)/python -m scripts.demo --kafka
+
+.PHONY: run
+run: ## Serve the admin on the demo's data
+	@[[ -x .venv-demo/bin/python || -x $(BIN)/python ]] || $(MAKE) --no-print-directory venv-demo
+	@for bin in .venv-demo/bin $(BIN); do [[ ! -x $$bin/python ]] || exec $$bin/python -m scripts.demo --serve; done
+
+.PHONY: bench
+bench: venv ## Measure, on MariaDB and Kafka: make bench BENCH_ARGS=...
+	@$(SERVICES) up mariadb kafka
+	@$(WITH_SERVICES) $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: clean
+clean: ## Remove all that was made here: environments, caches, the servers with their data
+	@$(SERVICES) down --purge
+	rm -rf .venv .venv-demo .services.env .coverage .coverage.* htmlcov coverage.xml test-results
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Commands for developing, showing and measuring the project."""

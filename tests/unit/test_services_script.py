@@ -1,0 +1,282 @@
+"""The part of scripts/services that can be tested without a server: what is remembered, recognised and refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scripts.services import catalog, control, inventory, kafka, kafka_wire, packages, ports
+from scripts.services.errors import MissingPackagesError, NotManagedError, NotReadyError, ServicesError, tail
+from scripts.services.process import Process, descendants, spawn
+from scripts.services.server import GivenServer, NativeServer
+from scripts.services.state import VARIABLE, State, default_folder
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
+    """Give a state in a folder of the test's own; no variable gives a server."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "state"))
+    monkeypatch.delenv(inventory.BACKEND_VARIABLE, raising=False)
+    for service in catalog.SERVICES.values():
+        monkeypatch.delenv(service.variable, raising=False)
+    found = State(catalog.KAFKA)
+    found.prepare()
+    return found
+
+
+# What is remembered
+
+
+def test_each_checkout_has_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+
+    assert default_folder(Path("/one")) == default_folder(Path("/one"))
+    assert default_folder(Path("/one")) != default_folder(Path("/two"))
+
+
+def test_state_keeps_what_it_was_told_before(state: State) -> None:
+    state.remember(ports={"client": 1, "controller": 2})
+    state.remember(backend="native")
+
+    assert state.ports == {"client": 1, "controller": 2}
+    assert state.backend == "native"
+    assert state.address == "127.0.0.1:1"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null"])
+def test_a_damaged_file_counts_as_none(state: State, text: str) -> None:
+    (state.folder / "state.json").write_text(text)
+    state.process_file.write_text(text)
+
+    assert state.ports == {}
+    assert state.address is None
+    assert Process.read(state.process_file) is None
+
+
+def test_a_folder_that_is_a_link_is_refused(state: State, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    state.folder.rmdir()
+    state.folder.symlink_to(elsewhere)
+
+    with pytest.raises(ServicesError, match="not a folder of this user"):
+        state.prepare()
+
+
+def test_a_missing_log_is_said_to_be_missing(tmp_path: Path) -> None:
+    assert "no log" in tail(tmp_path / "nothing.log")
+
+
+# Which process it is
+
+
+def test_a_started_process_is_recognised_and_ended_with_what_it_started(tmp_path: Path) -> None:
+    parent = f"import subprocess, sys, time; subprocess.Popen({list(SLEEP)!r}); print('up', flush=True); time.sleep(60)"
+    started = spawn([sys.executable, "-c", parent], log=tmp_path / "log", cwd=tmp_path)
+    started.write(tmp_path / "process.json")
+    _wait_for_text(tmp_path / "log", "up")
+    family = [Process(pid, SLEEP) for pid in descendants(started.pid)]
+
+    found = Process.read(tmp_path / "process.json")
+    assert found == started
+    assert found.runs()
+    assert [member.runs() for member in family] == [True]
+
+    found.kill()
+    assert not found.runs()
+    assert [member.runs() for member in family] == [False]
+
+
+def test_a_process_ends_when_it_is_asked(tmp_path: Path) -> None:
+    started = spawn(SLEEP, log=tmp_path / "log", cwd=tmp_path)
+
+    assert started.end(signal.SIGTERM, deadline_seconds=20)
+    assert not started.runs()
+
+
+def test_a_process_that_does_not_end_is_reported(tmp_path: Path) -> None:
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
+    started = spawn([sys.executable, "-c", stubborn], log=tmp_path / "log", cwd=tmp_path)
+    _wait_for_text(tmp_path / "log", "up")
+
+    assert not started.end(signal.SIGTERM, deadline_seconds=0.2)
+    started.kill()
+
+
+def test_a_reused_process_id_is_not_taken_for_the_server() -> None:
+    assert not Process(os.getpid(), ("mariadbd", "--defaults-file=my.cnf")).runs()
+
+
+def test_a_dead_process_that_nobody_buried_does_not_run() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+
+    assert not Process(child.pid, (sys.executable, "-c", "")).runs()
+    child.wait()
+
+
+def test_a_program_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ServicesError, match="No such file"):
+        spawn([str(tmp_path / "nothing")], log=tmp_path / "log", cwd=tmp_path)
+
+
+# Ports and addresses
+
+
+def test_a_taken_port_is_passed_over() -> None:
+    with socket.socket() as listener:
+        listener.bind((ports.LOOPBACK, 0))
+        listener.listen()
+        taken = listener.getsockname()[1]
+
+        assert not ports.is_free(taken)
+        assert ports.answers(ports.LOOPBACK, taken)
+        assert ports.pick(taken) > taken
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("mysql://u:p@db.example:3307/x", [("db.example", 3307)]),
+        ("mysql://u:p@db.example/x", [("db.example", 3306)]),
+        ("postgres://u:p@[::1]/x", [("::1", 5432)]),
+        ("one:9092, two:9093", [("one", 9092), ("two", 9093)]),
+        ("one", [("one", 9092)]),
+    ],
+)
+def test_an_address_gives_its_endpoints(address: str, expected: list[tuple[str, int]]) -> None:
+    assert list(ports.endpoints(address)) == expected
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    with pytest.raises(ServicesError, match="Not an address"):
+        list(ports.endpoints("host:port"))
+
+
+# Who runs a server
+
+
+def test_a_given_server_is_left_alone(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(catalog.KAFKA.variable, "kafka.example:9092")
+
+    assert isinstance(inventory.server("kafka"), GivenServer)
+    assert control.address("kafka") == "kafka.example:9092"
+    assert not control.is_managed("kafka")
+    with pytest.raises(NotManagedError):
+        control.kill("kafka")
+
+
+def test_our_own_address_in_the_environment_is_not_a_given_server(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state.remember(ports={"client": 19092, "controller": 19093}, backend="native")
+    monkeypatch.setenv(catalog.KAFKA.variable, "127.0.0.1:19092")
+
+    assert isinstance(inventory.server("kafka"), NativeServer)
+    assert control.is_managed("kafka")
+
+
+def test_a_server_that_was_never_set_up_is_not_managed(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(inventory.BACKEND_VARIABLE, "native")
+
+    assert not control.is_managed("kafka")
+    assert inventory.variables() == {}
+    with pytest.raises(ServicesError, match="never set up"):
+        control.start("kafka")
+
+
+def test_a_given_server_that_does_not_answer_is_reported(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GivenServer, "deadline_seconds", 0.0)
+    with socket.socket() as unused:  # bound but not listening: connections are refused
+        unused.bind((ports.LOOPBACK, 0))
+        monkeypatch.setenv(catalog.KAFKA.variable, f"127.0.0.1:{unused.getsockname()[1]}")
+
+        with pytest.raises(NotReadyError, match=catalog.KAFKA.variable):
+            inventory.server("kafka").up()
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ServicesError, match="mariadb, postgres, kafka"):
+        inventory.server("oracle")
+
+
+# Packages
+
+
+def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "GROUPS", {"some": ("here", "gone")})
+    monkeypatch.setattr(packages, "_is_installed", lambda package: package == "here")
+    monkeypatch.setattr(packages, "_may_sudo", lambda: False)
+    monkeypatch.setattr(packages.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(packages.os, "getuid", lambda: 1000)
+
+    with pytest.raises(MissingPackagesError, match="apt-get install --no-install-recommends gone\n"):
+        packages.ensure("some")
+
+
+def test_nothing_is_installed_when_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "_is_installed", lambda _package: True)
+    monkeypatch.setattr(packages, "_run", lambda command: pytest.fail(f"ran {command}"))
+
+    packages.ensure(*packages.GROUPS)
+
+
+# Whether Kafka serves
+
+
+def _answer(*, broker_port: int, leader: int, error: int = 0) -> bytes:
+    host, topic = b"127.0.0.1", b"orders"
+    brokers = struct.pack(f">iih{len(host)}sih", 1, 1, len(host), host, broker_port, -1)
+    partition = struct.pack(">hiiiiii", error, 0, leader, 1, 1, 1, 1)
+    topics = struct.pack(f">ihh{len(topic)}sbi", 1, 0, len(topic), topic, 0, 1) + partition
+    return struct.pack(">i", 7) + brokers + struct.pack(">i", 1) + topics
+
+
+def test_kafka_serves_when_the_broker_has_joined_and_leads() -> None:
+    found = kafka_wire.decode(_answer(broker_port=19092, leader=1))
+
+    assert found.brokers == {1: ("127.0.0.1", 19092)}
+    assert found.partitions == (kafka_wire.Partition("orders", 0, 0, 1),)
+    assert found.serves(broker=1, port=19092)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        _answer(broker_port=19092, leader=-1),
+        _answer(broker_port=19092, leader=1, error=5),
+        _answer(broker_port=9, leader=1),
+    ],
+    ids=["no leader", "an error", "another's port"],
+)
+def test_kafka_does_not_serve_yet(answer: bytes) -> None:
+    assert not kafka_wire.decode(answer).serves(broker=1, port=19092)
+
+
+def test_a_cut_answer_is_an_error() -> None:
+    with pytest.raises(kafka_wire.WireError):
+        kafka_wire.decode(_answer(broker_port=19092, leader=1)[:-1])
+
+
+def test_the_pom_names_an_exact_version_of_kafka() -> None:
+    assert kafka.version().split(".")[0] == "4"
+    assert all(part.isdigit() for part in kafka.version().split("."))
+
+
+def _wait_for_text(path: Path, text: str) -> None:
+    end = time.monotonic() + 20
+    while text not in (path.read_text() if path.exists() else ""):
+        assert time.monotonic() < end, f"{text!r} never came into {path}"
+        time.sleep(0.01)
