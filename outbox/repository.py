@@ -17,7 +17,7 @@ from django.db import connections
 from outbox import lifecycle
 from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
-from outbox.sql import Dialect, dialect_of, from_db, placeholders, to_db
+from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 _INSERT_MAX_ROWS: Final = 500
@@ -230,9 +230,9 @@ class OutboxRepository:
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
             f" CASE WHEN status IN (%s, %s) AND LENGTH(payload) <= %s THEN payload END,"
             f" CASE WHEN status IN (%s, %s) THEN LENGTH(payload) ELSE 0 END"
-            f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({placeholders(ids)})"
+            f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
             f" ORDER BY id{self._sql.for_update}",
-            [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED, *sorted(ids)],
+            [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
         return [
             Locked(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7], row[8], row[9])
@@ -337,20 +337,20 @@ class OutboxRepository:
         deleted = 0
         if candidates:
             unlocked = self._fetch(
-                f"SELECT id FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({placeholders(candidates)})"
+                f"SELECT id FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(candidates)})"
                 f" AND status = %s{self._sql.skip_locked}",
-                [*candidates, Status.CONSUMED],
+                [Status.CONSUMED],
             )
             ids = [row[0] for row in unlocked]
             if ids:
-                deleted = self._execute(f"DELETE FROM {self._table} WHERE id IN ({placeholders(ids)})", ids)
+                deleted = self._execute(f"DELETE FROM {self._table} WHERE id IN ({id_list(ids)})")
         # Ids grow with time, so behind a row as young as the limit there is nothing left to delete.
         reached_young = all(from_db(row[3]) >= consumed_before for row in window)
         return Pruned(deleted, None if reached_young or len(window) < limit else window[-1][0])
 
     def now(self) -> datetime:
         """Return the database's clock."""
-        return from_db(self._fetch(f"SELECT {self._sql.now}", [])[0][0])
+        return from_db(self._fetch(f"SELECT {self._sql.now}")[0][0])
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -382,16 +382,15 @@ class OutboxRepository:
         return self._execute(
             f"UPDATE {self._table}{self._sql.by_primary_key}"
             f" SET status = %s, updated_at = {self._sql.now}, {assignments}"
-            f" WHERE id IN ({placeholders(ids)}) AND status IN ({placeholders(transition.sources)})"
+            f" WHERE id IN ({id_list(ids)}) AND status IN ({placeholders(transition.sources)})"
             f"{f' AND {condition}' if condition else ''}",
-            [transition.target, *values, *sorted(ids), *transition.sources, *more],
+            [transition.target, *values, *transition.sources, *more],
         )
 
     def _in_shards(self, status: Status, shards: Collection[int] | None) -> tuple[list[str], list[Any]]:
         conditions, parameters = ["status = %s"], [status.value]
         if shards is not None:
-            conditions.append(f"shard IN ({placeholders(shards)})" if shards else "1 = 0")
-            parameters += sorted(shards)  # type: ignore[arg-type]
+            conditions.append(f"shard IN ({id_list(shards)})" if shards else "1 = 0")
         if self.foreign_types:
             conditions.append(f"event_type NOT IN ({placeholders(self.foreign_types)})")
             parameters += self.foreign_types
@@ -402,8 +401,8 @@ class OutboxRepository:
         keys = sorted({row.message_key for row in locked})
         ids = [row.id for row in locked]
         last = max(ids)
-        scope = f"message_key IN ({placeholders(keys)}) AND id < %s AND id NOT IN ({placeholders(ids)})"
-        parameters: list[Any] = [*keys, last, *ids]
+        scope = f"message_key IN ({placeholders(keys)}) AND id < %s AND id NOT IN ({id_list(ids)})"
+        parameters: list[Any] = [*keys, last]
         if foreign_types:
             scope += f" AND event_type NOT IN ({placeholders(foreign_types)})"
             parameters += foreign_types
@@ -424,8 +423,7 @@ class OutboxRepository:
             return []
         return self._fetch(
             f"SELECT message_key, id, status, next_retry_at, updated_at, {self._sql.now}, event_type FROM {self._table}"
-            f"{self._sql.by_primary_key} WHERE id IN ({placeholders(ids)})",
-            ids,
+            f"{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
         )
 
     def _wake_successors(self, ids: Sequence[int]) -> None:
@@ -434,9 +432,7 @@ class OutboxRepository:
             return
         keys = [
             row[0]
-            for row in self._fetch(
-                f"SELECT DISTINCT message_key FROM {self._table} WHERE id IN ({placeholders(ids)})", list(ids)
-            )
+            for row in self._fetch(f"SELECT DISTINCT message_key FROM {self._table} WHERE id IN ({id_list(ids)})")
         ]
         if keys:
             waiting = self._fetch(
@@ -446,12 +442,12 @@ class OutboxRepository:
             )
             self._move(lifecycle.WAIT, [row[0] for row in waiting], f"next_retry_at = {self._sql.now}")
 
-    def _execute(self, sql: str, parameters: Sequence[Any]) -> int:
+    def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         with self._connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return int(cursor.rowcount)
 
-    def _fetch(self, sql: str, parameters: Sequence[Any]) -> list[Any]:
+    def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return list(cursor.fetchall())

@@ -60,6 +60,11 @@ def placeholders(values: Iterable[object]) -> str:
     return ", ".join("%s" for _ in values)
 
 
+def id_list(ids: Iterable[int]) -> str:
+    """Return ``1, 2, …``: ids as literals, which spares the driver the quoting of hundreds of parameters."""
+    return ", ".join(str(int(each)) for each in ids)
+
+
 def from_db(value: Any) -> datetime:
     """Turn what a driver gives for a datetime column or the clock into an aware datetime in UTC."""
     if isinstance(value, str):
