@@ -25,7 +25,7 @@ def main() -> None:
         "DATABASE_URL": urlunsplit(url._replace(path=f"/{DATABASE}")),
         "KAFKA_BOOTSTRAP_SERVERS": os.environ["SMARTFLOW_KAFKA_SERVERS"],
     }
-    os.execve(sys.executable, [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]], environment)  # noqa: S606
+    os.execve(sys.executable, [sys.executable, "-m", "benchmarks.throughput", *sys.argv[1:]], environment)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from outbox.backoff import RetryPolicy
 from outbox.contracts import OnDead, event, upcasts
-from outbox.exceptions import Discard, Retry
+from outbox.exceptions import Discard, FieldError, Retry
 from outbox.handlers import Delivery, handles
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Delivery",
     "Discard",
+    "FieldError",
     "OnDead",
     "Retry",
     "RetryPolicy",

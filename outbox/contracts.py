@@ -17,6 +17,7 @@ from outbox.envelope import DEFAULT_VERSION
 from outbox.exceptions import (
     ConfigurationError,
     EventOwnerConflictError,
+    FieldError,
     InvalidEventError,
     PayloadError,
     UnknownEventTypeError,
@@ -53,6 +54,7 @@ class EventContract(Generic[P]):
     aggregate_id: Callable[[P], object]
     retry: RetryPolicy | None = None
     on_dead: OnDead = OnDead.CONTINUE
+    validate: Callable[[P], None] | None = None
     upcasters: dict[str, tuple[str, Upcaster]] = field(default_factory=dict)
 
     def message_key(self, payload: P) -> str:
@@ -85,7 +87,9 @@ class EventContract(Generic[P]):
         """
         try:
             encoded = msgspec.json.encode(payload)
-            msgspec.json.decode(encoded, type=self.payload_type)
+            self._check(msgspec.json.decode(encoded, type=self.payload_type))
+        except FieldError as error:
+            raise InvalidEventError(self.event_type, field=error.field, reason=error.reason) from error
         except (msgspec.ValidationError, msgspec.MsgspecError, TypeError, ValueError) as error:
             raise InvalidEventError(self.event_type, field=_field_of(error), reason=str(error)) from error
         return encoded
@@ -98,10 +102,15 @@ class EventContract(Generic[P]):
         """
         try:
             if version == self.version:
-                return msgspec.json.decode(raw, type=self.payload_type)
-            return msgspec.convert(self._lift(raw, version), type=self.payload_type)
-        except (msgspec.MsgspecError, UnicodeError) as error:
+                return self._check(msgspec.json.decode(raw, type=self.payload_type))
+            return self._check(msgspec.convert(self._lift(raw, version), type=self.payload_type))
+        except (msgspec.MsgspecError, UnicodeError, FieldError) as error:
             raise PayloadError(f"payload of {self.event_type!r} {version}: {error}") from error
+
+    def _check(self, payload: P) -> P:
+        if self.validate is not None:
+            self.validate(payload)
+        return payload
 
     def _lift(self, raw: bytes | msgspec.Raw, version: str) -> dict[str, Any]:
         steps: list[Upcaster] = []
@@ -194,11 +203,13 @@ def event(
     version: str = DEFAULT_VERSION,
     retry: RetryPolicy | None = None,
     on_dead: OnDead | str = OnDead.CONTINUE,
+    validate: Callable[[Any], None] | None = None,
     registry: ContractRegistry = contracts,
 ) -> Callable[[type[P]], type[P]]:
     """Declare a msgspec Struct as the contract of ``event_type``.
 
     ``key`` and ``aggregate_id`` name a field or are functions of the payload; the aggregate id defaults to the key.
+    ``validate`` checks at publish and at decode what types cannot express, and raises ``FieldError``.
 
     :raises ConfigurationError: the class is not a Struct, or has no such field.
     """
@@ -216,6 +227,7 @@ def event(
                 aggregate_id=_getter(event_type, payload_type, key if aggregate_id is None else aggregate_id),
                 retry=retry,
                 on_dead=OnDead(on_dead),
+                validate=validate,
             )
         )
         return payload_type

@@ -72,6 +72,14 @@ class InvalidEventError(PublishError):
         super().__init__(f"event {event_type!r} refused: field {field!r}: {reason}")
 
 
+class FieldError(ValueError):
+    """Raised by an event's ``validate``: ``field`` breaks a rule that types cannot express."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field, self.reason = field, reason
+        super().__init__(f"field {field!r}: {reason}")
+
+
 class PayloadTooLargeError(PublishError):
     """The payload is larger than ``MAX_PAYLOAD_BYTES``."""
 
