@@ -162,6 +162,22 @@ class RejectedRecord(models.Model):
         return f"{self.topic}[{self.partition}]@{self.offset}"
 
 
+class RehomedRow(models.Model):
+    """A row that has arrived in this database from a table in another one, whose old row is not gone yet."""
+
+    source_table = models.CharField(max_length=64)
+    source_id = models.BigIntegerField()
+
+    class Meta:
+        db_table = "outbox_rehomed_rows"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["source_table", "source_id"], name="outbox_rehomed_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.source_table} #{self.source_id}"
+
+
 class ServiceSwitch(models.Model):
     """A person's word on a service: whether its relay and its consumer work. No row means that both do."""
 
