@@ -19,7 +19,7 @@ def service_models() -> dict[str, type[OutboxMessage]]:
     return {
         model.service: model
         for model in apps.get_models()
-        if issubclass(model, OutboxMessage) and hasattr(model, "service")
+        if issubclass(model, OutboxMessage) and hasattr(model, "service") and not model._meta.proxy
     }
 
 

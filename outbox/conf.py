@@ -15,6 +15,9 @@ from outbox.backoff import RetryPolicy
 from outbox.exceptions import ConfigurationError
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+BatchSize = Annotated[int, msgspec.Meta(gt=0, le=999)]
+"""From 1,000 ids on MariaDB turns a list into a join (``in_predicate_conversion_threshold``), which would take locks in
+another order than the ids'."""
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
 
 
@@ -44,7 +47,7 @@ class EventOptions(_Options, frozen=True):
 class RelayOptions(_Options, frozen=True):
     """How the relay works."""
 
-    batch_size: PositiveInt = 500
+    batch_size: BatchSize = 500
     """Events claimed, sent and marked together."""
     in_flight_batches: PositiveInt = 2
     """Batches sent and not yet answered for; the broker's client has no bound of its own."""
@@ -62,7 +65,7 @@ class RelayOptions(_Options, frozen=True):
 class ConsumerOptions(_Options, frozen=True):
     """How the consumer works."""
 
-    batch_size: PositiveInt = 500
+    batch_size: BatchSize = 500
     batch_bytes: PositiveInt = 16 * 1024 * 1024
     """Payload bytes handled in one transaction at the most (a single larger event is handled alone)."""
     poll_interval_ms: PositiveInt = 200

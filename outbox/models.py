@@ -20,6 +20,7 @@ from typing import ClassVar
 from django.db import models
 
 from outbox.conf import ServiceOptions, outbox_settings
+from outbox.exceptions import ConfigurationError
 from outbox.fields import KeyField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
 from outbox.routes import ServiceRoute
@@ -40,8 +41,14 @@ def service_route(service: str) -> ServiceRoute:
 
 
 def outbox_table(service: str) -> str:
-    """Return the table of ``service``, for ``Meta.db_table`` and for migrations, which both follow configuration."""
-    return service_route(service).table
+    """Return the table of ``service``, for ``Meta.db_table`` and for migrations, which both follow configuration.
+
+    With wrong settings it is the table by rule: models can be imported, and ``manage.py check`` says what is wrong.
+    """
+    try:
+        return service_route(service).table
+    except ConfigurationError:
+        return ServiceRoute.by_rule(service, namespace="app").table
 
 
 class OutboxMessage(models.Model):

@@ -122,11 +122,8 @@ class Rehoming:
             for owner, of_owner in by_owner.items():
                 self._arrive(self._registry.catalog.route(owner), of_owner)
             if rows:
-                self._execute(
-                    self._source.database,
-                    f"DELETE FROM {self._source.table} WHERE id IN ({id_list(row[0] for row in rows)})",
-                    [],
-                )
+                moved = id_list(row[0] for row in rows)
+                self._execute(self._source.database, sql.delete_by_id.format(table=self._source.table, ids=moved), [])
         for owner in by_owner:
             self._forget_markers(self._registry.catalog.route(owner), [row[0] for row in rows])
         counts: dict[tuple[str, str], int] = {}

@@ -23,8 +23,13 @@ class Dialect:
 
     now: str
     """The current time in UTC, as ``outbox.fields.UtcNow``."""
+    length: str = "OCTET_LENGTH({})"
+    """The length of a text in bytes, which is what brokers and packets are limited by."""
+    exact: str = "{}"
+    """A moment so that, given back as a parameter, it compares equal to its column."""
     by_primary_key: str = ""
     """Hint behind the table's name: look the ids up by primary key. Locks are then taken in one order everywhere."""
+    delete_by_id: str = "DELETE FROM {table} WHERE id IN ({ids})"
     for_update: str = ""
     skip_locked: str = ""
 
@@ -33,12 +38,23 @@ _DIALECTS: Final = {
     "mysql": Dialect(
         now="UTC_TIMESTAMP(6)",
         by_primary_key=" FORCE INDEX (PRIMARY)",
+        # A list of ids that covers much of a small table is deleted by a full scan, hint or not, and the scan waits for
+        # rows that others hold; a join that starts from the ids never is.
+        delete_by_id=(
+            "DELETE m FROM JSON_TABLE('[{ids}]', '$[*]' COLUMNS (id BIGINT PATH '$')) picked"
+            " STRAIGHT_JOIN {table} m ON m.id = picked.id"
+        ),
         for_update=" FOR UPDATE",
         skip_locked=" FOR UPDATE SKIP LOCKED",
     ),
     "postgresql": Dialect(now="STATEMENT_TIMESTAMP()", for_update=" FOR UPDATE", skip_locked=" FOR UPDATE SKIP LOCKED"),
     # SQLite has one writer at a time: a transaction begun IMMEDIATE has locked every row already.
-    "sqlite": Dialect(now="STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')"),
+    # Its moments are texts, with or without a fraction: the driver's datetime would not compare equal to its column.
+    "sqlite": Dialect(
+        now="STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
+        length="LENGTH(CAST({} AS BLOB))",
+        exact="CAST({} AS TEXT)",
+    ),
 }
 
 SUPPORTED_VENDORS: Final = tuple(_DIALECTS)
@@ -63,6 +79,11 @@ def placeholders(values: Iterable[object]) -> str:
 def id_list(ids: Iterable[int]) -> str:
     """Return ``1, 2, …``: ids as literals, which spares the driver the quoting of hundreds of parameters."""
     return ", ".join(str(int(each)) for each in ids)
+
+
+def storable(text: str) -> str:
+    """Return ``text`` in a form that every database takes: PostgreSQL has no NUL, no encoding has lone surrogates."""
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def from_db(value: Any) -> datetime:

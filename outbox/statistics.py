@@ -85,7 +85,7 @@ def service_status(
         open_dead=count_rows(route, "status = %s AND resolved_at IS NULL", [Status.DEAD.value], cap=cap),
         open_rejected=_open_rejected(route, cap),
         foreign=_foreign(route, registry.foreign_types(route.service), cap),
-        oldest_due_age=oldest_due_age(route),
+        oldest_due_age=oldest_due_age(route, registry.foreign_types(route.service)),
         lag=lag,
         lag_problem=lag_problem,
         relays=_workers(route, RELAY, RELAY, ttl),
@@ -105,14 +105,18 @@ def count_rows(route: ServiceRoute, condition: str, parameters: Iterable[Any], *
     return Count(min(found, cap), found > cap)
 
 
-def oldest_due_age(route: ServiceRoute) -> timedelta | None:
-    """Return how long ago the row was created that has been due the longest; None when nothing is due."""
+def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> timedelta | None:
+    """Return how long ago the row was created that has been due the longest; None when nothing is due.
+
+    Rows of ``foreign_types`` wait for ``rehome_outbox`` and not for a relay: they are passed over.
+    """
     now = dialect_of(connections[route.database]).now
+    own = f" AND event_type NOT IN ({placeholders(foreign_types)})" if foreign_types else ""
     found = _fetch(
         route.database,
         f"SELECT created_at, {now} FROM {route.table} WHERE status = %s"
-        f" AND (next_retry_at IS NULL OR next_retry_at <= {now}) ORDER BY next_retry_at, id LIMIT 1",
-        [Status.PENDING.value],
+        f" AND (next_retry_at IS NULL OR next_retry_at <= {now}){own} ORDER BY next_retry_at, id LIMIT 1",
+        [Status.PENDING.value, *foreign_types],
     )
     return max(from_db(found[0][1]) - from_db(found[0][0]), timedelta(0)) if found else None
 

@@ -6,6 +6,11 @@ import os
 
 from django.core.asgi import get_asgi_application
 
+from outbox.conf import outbox_settings
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "smartflow.settings")
 
 application = get_asgi_application()
+
+# Wrong settings end the process here and not at the first publish.
+outbox_settings()

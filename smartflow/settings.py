@@ -168,5 +168,33 @@ LOGGING = {
     "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": env.str("LOG_LEVEL", default="INFO")},
-    "loggers": {"kafka": {"level": env.str("KAFKA_LOG_LEVEL", default="ERROR")}},
+    "loggers": {"kafka": {"level": env.str("KAFKA_LOG_LEVEL", default="CRITICAL")}},
 }
+
+# --- the services ------------------------------------------------------------------------------------------------
+
+SMARTFLOW: dict[str, Any] = {
+    # Whether what users say in chats is offered to the memory service.
+    "MEMORY_ENABLED": env.bool("MEMORY_ENABLED", default=True),
+    # Dotted path of the function that says what to propose for a trigger: agent_events/active_scheduler/candidates.py.
+    "PREVIEW_BUILDER": env.str("PREVIEW_BUILDER", default="agent_events.active_scheduler.candidates.propose_due_task"),
+}
+
+
+# --- notification ------------------------------------------------------------------------------------------------
+
+NOTIFICATION: dict[str, Any] = {
+    # Where this site is for a user's browser: the links in notifications start with it.
+    "SITE_URL": env.str("NOTIFICATION_SITE_URL", default="http://localhost:8000"),
+    # Hosts (host or host:port) beside feishu.cn that webhooks may lead to. They may be http and private: only your own.
+    "ALLOWED_HOSTS": env.list("NOTIFICATION_ALLOWED_HOSTS", default=[]),
+    # The whole of a request, and how long a record may be in `sending` before it is taken up again.
+    "TIMEOUT_SECONDS": env.float("NOTIFICATION_TIMEOUT_SECONDS", default=5.0),
+    "LEASE_SECONDS": env.float("NOTIFICATION_LEASE_SECONDS", default=60.0),
+    # CA certificates (PEM) to trust in place of the public ones.
+    "CA_FILE": env.str("NOTIFICATION_CA_FILE", default=""),
+    # Keys that webhooks and tokens are encrypted with, the newest first. None: SECRET_KEY.
+    "SECRET_KEYS": env.list("NOTIFICATION_SECRET_KEYS", default=[]),
+}
+# At DEBUG the HTTP client logs the headers of answers, which may echo a token.
+LOGGING["loggers"]["httpcore"] = {"level": "INFO"}  # type: ignore[index]

@@ -14,9 +14,11 @@ from smartflow.settings import BASE_DIR, database  # noqa: E402
 from tests.services import mariadb_url, postgres_url  # noqa: E402
 
 DATABASES = {"default": database(f"sqlite:///{BASE_DIR / 'test.sqlite3'}")}
-DATABASES["default"]["TEST"] = {"NAME": str(BASE_DIR / "test_run.sqlite3")}
+# Named by process, so that two runs at once do not meet in one database.
+DATABASES["default"]["TEST"] = {"NAME": str(BASE_DIR / f"test_{os.getpid()}.sqlite3")}
 for alias, url in (("mariadb", mariadb_url()), ("postgres", postgres_url())):
     if url:
         DATABASES[alias] = database(url)
+        DATABASES[alias]["TEST"] = {"NAME": f"test_{DATABASES[alias]['NAME']}_{os.getpid()}", "DEPENDENCIES": []}
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from django.core.management.base import BaseCommand
@@ -46,11 +47,11 @@ class Command(BaseCommand):
                     progress.update(moved.total())
                     if stop.is_set:
                         break
-            rows = [(event_type, owner, f"{number:,}") for (event_type, owner), number in sorted(moved.items())]
+            done = [(event_type, owner, f"{number:,}") for (event_type, owner), number in sorted(moved.items())]
             unfinished = "; stopped, start it again for the rest" if stop.is_set else ""
-            self._report(("event type", "owner", "rows"), rows, f"{moved.total():,} rows moved{unfinished}.")
+            self._report(("event type", "owner", "rows"), done, f"{moved.total():,} rows moved{unfinished}.")
 
-    def _report(self, header: tuple[str, ...], rows: list[tuple[str, ...]], summary: str) -> None:
+    def _report(self, header: Sequence[str], rows: Sequence[Sequence[str]], summary: str) -> None:
         if rows:
             self.stdout.write(table(header, rows, right=("rows",)))
         self.stdout.write(summary)

@@ -1,0 +1,90 @@
+"""The broker that ``settings.OUTBOX`` names: can it be built, and does it take the records that it will be given?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from django.core.checks import CheckMessage, Error
+from django.core.checks import Warning as CheckWarning
+
+from outbox.brokers import BACKENDS, load_backend
+from outbox.brokers.base import Broker
+from outbox.checks.options import SETTING, configured
+from outbox.conf import OutboxSettings
+from outbox.workers import open_broker
+
+_KAFKA_RECORD_BYTES: Final = 1_048_576
+"""What Kafka's producer takes unless ``max_request_size`` says otherwise."""
+_RECORD_OVERHEAD_BYTES: Final = 8 * 1024
+"""Envelope, key and headers beside the payload, generously."""
+
+
+def check_broker() -> list[CheckMessage]:
+    """Load the backend and build it; nothing connects."""
+    options = configured()
+    if options is None:
+        return []
+    name = options.broker.backend
+    try:
+        backend = load_backend(name)
+    except Exception as error:  # noqa: BLE001 - a module of the project may raise anything; a check never does
+        return [
+            Error(
+                f"BROKER: {_said(error)}",
+                hint=f"Choose one of {', '.join(map(repr, BACKENDS))} for BROKER['BACKEND'], and install its client "
+                f"library (Kafka: kafka-python).",
+                obj=SETTING,
+                id="outbox.E021",
+            )
+        ]
+    try:
+        with open_broker():
+            pass
+    except Exception as error:  # noqa: BLE001 - as above
+        return [
+            Error(
+                f"BROKER: {_said(error)}",
+                hint=f"Correct BROKER['OPTIONS'] of {name!r}; docs/configuration.md lists them.",
+                obj=SETTING,
+                id="outbox.E022",
+            )
+        ]
+    return [*_record_size(options, backend), *_memory(backend)]
+
+
+def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[CheckMessage]:
+    if _path(backend) != BACKENDS["kafka"]:
+        return
+    given = options.broker.options
+    clients = {**given.get("common", {}), **given.get("producer", {})}
+    limit = clients.get("max_request_size", _KAFKA_RECORD_BYTES)
+    largest = min(options.reference_bytes, options.max_payload_bytes) + _RECORD_OVERHEAD_BYTES
+    if isinstance(limit, int) and largest > limit:
+        yield Error(
+            f"payloads of up to {largest - _RECORD_OVERHEAD_BYTES:,} bytes travel inside their record, and with "
+            f"{_RECORD_OVERHEAD_BYTES:,} bytes around them the Kafka producer refuses those above "
+            f"max_request_size = {limit:,}: their events would die.",
+            hint="Lower REFERENCE_BYTES, so that large payloads stay in their row, or raise "
+            "BROKER['OPTIONS']['producer']['max_request_size'] together with the topics' max.message.bytes.",
+            obj=SETTING,
+            id="outbox.E023",
+        )
+
+
+def _memory(backend: type[Broker]) -> Iterator[CheckMessage]:
+    if _path(backend) == BACKENDS["memory"]:
+        yield CheckWarning(
+            "BROKER: the memory broker keeps its records in one process; relay and consumer in two never meet.",
+            hint="It is for tests. Use 'table' where there is one database and no Kafka, else 'kafka'.",
+            obj=SETTING,
+            id="outbox.W021",
+        )
+
+
+def _path(backend: type[Broker]) -> str:
+    return f"{backend.__module__}.{backend.__qualname__}"
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__

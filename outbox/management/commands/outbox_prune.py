@@ -1,0 +1,50 @@
+"""Delete what is done with."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand
+
+from outbox.catalog import repository_of
+from outbox.management.reporting import duration, explain_errors, explain_outage, humanise, positive
+from outbox.pruning import PruningOrder, prune
+from outbox.shutdown import stop_on_signals
+from outbox.workers import routes_of
+
+
+class Command(BaseCommand):
+    help = (
+        "Delete consumed events that are older than a given time, of the named services or of all. Events that are "
+        "not consumed, and dead ones, stay. Works in small transactions beside running workers; SIGTERM finishes the "
+        "batch in hand, and the next run goes on. Exit code: 0 done or stopped, 1 an error."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        consumed_help = "consumed longer ago than this, as 36h, 7d or 2w (default: 7d)"
+        rejected_help = "also delete rejected records that a person resolved longer ago than this"
+        parser.add_argument("services", nargs="*", metavar="service", help="services to prune (default: all)")
+        parser.add_argument("--older-than", type=duration, metavar="AGE", default="7d", help=consumed_help)
+        parser.add_argument("--rejected-older-than", type=duration, metavar="AGE", help=rejected_help)
+        parser.add_argument("--batch-size", type=positive, default=500, help="rows of one transaction (default: 500)")
+        parser.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
+
+    def handle(self, *, services: list[str], dry_run: bool, **options: Any) -> None:
+        order = PruningOrder(
+            options["older_than"], options["rejected_older_than"], options["batch_size"], dry_run=dry_run
+        )
+        verb = "would delete" if dry_run else "deleted"
+        with explain_errors(), explain_outage(), stop_on_signals() as stop:
+            repositories = [repository_of(route.service) for route in routes_of(services)]
+            for done in prune(repositories, order, stop, tell=self._tell):
+                self.stdout.write(
+                    f"{done.service}: {verb} {done.count:,} {done.what} older than {humanise(done.older_than)}"
+                )
+            if stop.is_set:
+                self.stdout.write("stopped; run it again to go on")
+
+    def _tell(self, service: str, deleted: int) -> None:
+        """Tell a person at a terminal how far it is."""
+        if self.stderr.isatty():
+            self.stderr.write(f"{service}: {deleted:,} deleted", style_func=str, ending="\r")

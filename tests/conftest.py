@@ -1,0 +1,145 @@
+"""What every kind of test shares: real databases, services that live on them, a broker, a clock and a stop flag.
+
+Tests of the outbox need real commits, so these fixtures open the databases without a transaction around the test and
+empty the few tables that are used afterwards, which takes milliseconds where flushing a database takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.conf import settings as django_settings
+from django.db import connections, transaction
+from django.test.utils import setup_databases, teardown_databases
+
+from outbox.brokers.memory import MemoryBroker
+from tests.services import require
+from tests.toys import ManualClock, RecordingStop, ToyEffect, Toys
+
+ALIASES = ("default", "mariadb", "postgres")
+"""The aliases of ``tests.settings``; ``default`` is SQLite."""
+
+SERVICES = ("agent", "task", "memory", "active-scheduler", "notification")
+
+Configure = Callable[..., None]
+
+REAL_NAMES: dict[str, str] = {}
+"""The names of the databases that are not for tests."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what stops or restarts a shared server last."""
+    items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
+
+
+def pytest_configure() -> None:
+    """Remember which databases are real, before any is replaced by one for tests; let each be made by itself."""
+    for alias in django_settings.DATABASES:
+        config = connections[alias].settings_dict
+        REAL_NAMES[alias] = config["NAME"]
+        config["TEST"].setdefault("DEPENDENCIES", [])
+
+
+@pytest.fixture(scope="session")
+def test_databases(
+    request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any, django_db_keepdb: bool
+) -> Iterator[None]:
+    """Create the databases that tests ask ``database_alias`` for; pytest-django creates those of marked tests only."""
+    wanted = {
+        item.callspec.params["database_alias"]
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "database_alias" in getattr(item, "fixturenames", ())
+    } & set(REAL_NAMES)
+    missing = {alias for alias in wanted if connections[alias].settings_dict["NAME"] == REAL_NAMES[alias]}
+    with django_db_blocker.unblock():
+        created = setup_databases(
+            verbosity=0, interactive=False, aliases=missing, serialized_aliases=(), keepdb=django_db_keepdb
+        )
+        for alias in wanted:
+            _create_toy_table(alias)
+    yield
+    if not django_db_keepdb:
+        with django_db_blocker.unblock():
+            teardown_databases(created, verbosity=0)
+
+
+@pytest.fixture(params=ALIASES)
+def database_alias(request: pytest.FixtureRequest, test_databases: None, django_db_blocker: Any) -> Iterator[str]:
+    """Give each database in turn: with real commits, and emptied after the test."""
+    alias: str = request.param
+    if alias not in django_settings.DATABASES:
+        require(alias)
+    with django_db_blocker.unblock():
+        yield alias
+        for each in connections.all(initialized_only=True):
+            each.close_if_unusable_or_obsolete()
+        _empty(alias)
+
+
+@pytest.fixture
+def configure(database_alias: str, settings: Any) -> Configure:
+    """Return a function that sets ``settings.OUTBOX`` anew, with every service on ``database_alias``."""
+
+    def set_outbox(*, services: dict[str, Any] | None = None, **options: Any) -> None:
+        on_alias = {service: {"DATABASE": database_alias} for service in SERVICES}
+        settings.OUTBOX = {
+            "NAMESPACE": "smartflow",
+            "BROKER": {"BACKEND": "memory"},
+            "SERVICES": on_alias | (services or {}),
+            **options,
+        }
+
+    return set_outbox
+
+
+@pytest.fixture
+def alias(database_alias: str, configure: Configure) -> str:
+    """Make every service live on ``database_alias``, and return it."""
+    configure()
+    return database_alias
+
+
+@pytest.fixture
+def toys() -> Toys:
+    """Return events and handlers of the agent service that a test can make fail."""
+    return Toys()
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    return MemoryBroker(partitions=3)
+
+
+@pytest.fixture
+def stop() -> RecordingStop:
+    """Return a stop flag that notes pauses instead of making them."""
+    return RecordingStop()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    """Return monotonic seconds that pass only when the test says so."""
+    return ManualClock()
+
+
+def _create_toy_table(alias: str) -> None:
+    connection = connections[alias]
+    assert connection.settings_dict["NAME"] != REAL_NAMES[alias], "tests must not touch a real database"
+    if ToyEffect._meta.db_table not in connection.introspection.table_names():
+        with connection.schema_editor() as editor:
+            editor.create_model(ToyEffect)
+
+
+def _empty(alias: str) -> None:
+    from outbox.catalog import service_models
+    from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+
+    connection = connections[alias]
+    models = [*service_models().values(), RejectedRecord, ServiceSwitch, ShardLease, Worker, ToyEffect]
+    tables = [model._meta.db_table for model in models] + ["agent_state_snapshot_records"]
+    with transaction.atomic(using=alias), connection.cursor() as cursor:
+        for table in tables:
+            cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")

@@ -1,0 +1,432 @@
+"""The operators' commands: what they print, what they exit with, and that an outage does not end them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db.utils import OperationalError
+
+from outbox.brokers.base import Broker
+from outbox.brokers.memory import MemoryBroker
+from outbox.fields import SHARD_COUNT, UtcNow
+from outbox.management.commands import outbox_status, outbox_topics
+from outbox.management.status_watch import watch
+from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+from outbox.shutdown import StopFlag
+from tests import factories
+from tests.conftest import SERVICES, Configure
+from tests.services import CHECKOUT, require
+from tests.waiting import wait_until
+
+FOREIGN = "task.urgency.promote.requested"
+HEADER = ("SERVICE", "PENDING", "PUBLISHED", "CONSUMED", "DEAD", "OLDEST DUE", "LAG", "RELAYS", "CONSUMERS", "NOTES")
+MINUTE = timedelta(minutes=1)
+
+on_sqlite = pytest.mark.parametrize("database_alias", ["default"], indirect=True)
+
+
+def run(command: str, *arguments: str) -> str:
+    out = StringIO()
+    call_command(command, *arguments, stdout=out, stderr=StringIO())
+    return out.getvalue()
+
+
+def status(*arguments: str) -> dict[str, str]:
+    """Run `outbox_status` for the agent and return its cells by header."""
+    header, line, *_ = run("outbox_status", "agent", *arguments).splitlines()
+    assert tuple(re.split(" {2,}", header)) == HEADER
+    cells = re.split(" {2,}", line)
+    return dict(zip(HEADER, [*cells, ""], strict=False))
+
+
+def as_json(*arguments: str) -> dict[str, Any]:
+    content = json.loads(run("outbox_status", "agent", "--json", *arguments))
+    assert set(content) == {"generated_at", "services"}
+    (service,) = content["services"]
+    return dict(service)
+
+
+def attention(*arguments: str) -> list[str]:
+    return list(as_json(*arguments)["attention"])
+
+
+def working(alias: str, role: str, shards: int, *, number: int, lease_role: str | None = None) -> None:
+    """Insert a running worker of the agent that leases some shards."""
+    worker_id = f"host:{number}:abc"
+    Worker.objects.using(alias).create(
+        worker_id=worker_id, service="agent", role=role, host="host.example", pid=number, seen_at=UtcNow()
+    )
+    until = factories.database_now(alias) + timedelta(hours=1)
+    taken = ShardLease.objects.using(alias).count()
+    for shard in range(taken, taken + shards):
+        ShardLease.objects.using(alias).create(
+            service="agent", role=lease_role or role, shard=shard, owner=worker_id, expires_at=until
+        )
+
+
+def reject(alias: str) -> None:
+    RejectedRecord.objects.using(alias).create(
+        service="agent", topic="t", partition=0, offset=1, digest="d", headers="[]", reason="garbage"
+    )
+
+
+@pytest.fixture
+def use_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Broker], None]:
+    """Return a function that has the commands talk to the broker of the test."""
+
+    def use(broker: Broker) -> None:
+        @contextmanager
+        def opened() -> Iterator[Broker]:
+            yield broker
+
+        for command in (outbox_status, outbox_topics):
+            monkeypatch.setattr(command, "open_broker", opened)
+
+    return use
+
+
+# --- outbox_status: the table ------------------------------------------------------------------------------------
+
+
+def test_status_has_one_line_a_service(alias: str) -> None:
+    lines = run("outbox_status").splitlines()
+    assert [line.split()[0] for line in lines] == ["SERVICE", *SERVICES]
+    assert [line.split()[0] for line in run("outbox_status", "task", "memory").splitlines()[1:]] == ["task", "memory"]
+
+
+def test_status_of_an_idle_service_has_no_notes(alias: str) -> None:
+    assert status() == {
+        "SERVICE": "agent",
+        "PENDING": "0",
+        "PUBLISHED": "0",
+        "CONSUMED": "0",
+        "DEAD": "0",
+        "OLDEST DUE": "-",
+        "LAG": "0",
+        "RELAYS": "0",
+        "CONSUMERS": "0",
+        "NOTES": "",
+    }
+
+
+def test_status_counts_rows_and_says_how_old_the_oldest_due_is(alias: str) -> None:
+    for name, count in (("pending", 3), ("published", 2), ("consumed", 4), ("dead", 1)):
+        factories.rows(alias, count, status=name)
+    oldest = factories.row(alias)
+    factories.change(alias, oldest, created_at=factories.database_now(alias) - timedelta(hours=2, minutes=5, seconds=9))
+    cells = status()
+    assert [cells[title] for title in ("PENDING", "PUBLISHED", "CONSUMED", "DEAD")] == ["4", "2", "4", "1"]
+    assert cells["OLDEST DUE"] in {"0s", "1s", "2h 5m"}
+    factories.change(alias, oldest, next_retry_at=factories.database_now(alias) - timedelta(hours=2))
+    assert status()["OLDEST DUE"] == "2h 5m"
+
+
+def test_status_shows_workers_with_their_shards_and_switches(alias: str) -> None:
+    working(alias, "relay", 8, number=1)
+    working(alias, "relay", 8, number=2)
+    working(alias, "consumer", 0, number=3)
+    ServiceSwitch.objects.using(alias).create(service="agent", relay_paused=True, consumer_paused=True)
+    cells = status()
+    assert (cells["RELAYS"], cells["CONSUMERS"]) == ("2 (8+8)", "1")
+    assert cells["NOTES"] == "relay paused, consumer paused"
+
+
+def test_status_names_what_needs_a_person(alias: str) -> None:
+    factories.rows(alias, 2, status="dead")
+    factories.row(alias, event_type=FOREIGN)
+    reject(alias)
+    assert status()["NOTES"] == "2 dead to look at, 1 rejected, 1 foreign rows: rehome them"
+
+
+def test_status_survives_a_broker_that_is_away_and_asks_it_once(
+    alias: str, use_broker: Callable[[Broker], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker = MemoryBroker()
+    broker.go_away()
+    asked = []
+    whole = broker.positions
+    monkeypatch.setattr(broker, "positions", lambda route: (asked.append(route), whole(route))[1])
+    use_broker(broker)
+    *_, last = run("outbox_status").splitlines()
+    assert last == "lag unknown: the memory broker is away"
+    assert status()["LAG"] == "?"
+    assert len(asked) == 2
+    for service in json.loads(run("outbox_status", "--json"))["services"]:
+        assert service["lag"] is None
+        assert service["lag_problem"] == "the memory broker is away"
+
+
+def test_status_shows_the_lag_of_the_consumer_group(alias: str, use_broker: Callable[[Broker], None]) -> None:
+    broker = MemoryBroker()
+    for _ in range(1200):
+        broker.put("smartflow.agent.outbox", value=b"x")
+    use_broker(broker)
+    assert status()["LAG"] == "1,200"
+    assert as_json()["lag"] == 1200
+
+
+# --- outbox_status: for programs ---------------------------------------------------------------------------------
+
+
+def test_json_keys_are_stable_and_documented(alias: str) -> None:
+    working(alias, "relay", SHARD_COUNT, number=1)
+    service = as_json()
+    assert list(service) == [
+        "service",
+        "table",
+        "topic",
+        "group",
+        "database",
+        "events",
+        "counts",
+        "open_dead",
+        "open_rejected",
+        "foreign",
+        "oldest_due_age_seconds",
+        "lag",
+        "lag_problem",
+        "relays",
+        "consumers",
+        "relay_paused",
+        "consumer_paused",
+        "attention",
+    ]
+    assert service["counts"]["pending"] == {"value": 0, "capped": False}
+    assert set(service["counts"]) == {"pending", "published", "consumed", "dead"}
+    (relay,) = service["relays"]
+    assert set(relay) == {"worker_id", "host", "pid", "started_at", "shards"}
+    assert relay["shards"] == SHARD_COUNT
+    assert {"type": "agent.state.snapshot.persist", "version": "v1"} in service["events"]
+    documented = (CHECKOUT / "docs" / "configuration.md").read_text()
+    for key in (*service, *relay, *service["counts"], "generated_at", "error", "capped", "value"):
+        assert f"`{key}`" in documented, f"{key} is not documented"
+
+
+def test_check_is_content_with_work_that_flows(alias: str) -> None:
+    factories.rows(alias, 3)
+    factories.rows(alias, 3, status="published", due_in=5 * MINUTE)
+    factories.rows(alias, 3, status="consumed")
+    factories.row(alias, due_in=timedelta(hours=1))
+    run("outbox_status", "--check")
+    assert attention() == []
+
+
+@pytest.mark.parametrize("needs", ["dead", "rejected", "foreign", "stalled"])
+def test_check_exits_with_two_when_a_person_is_needed(alias: str, needs: str) -> None:
+    if needs == "dead":
+        factories.row(alias, status="dead")
+    elif needs == "rejected":
+        reject(alias)
+    elif needs == "foreign":
+        factories.row(alias, event_type=FOREIGN, due_in=-60 * MINUTE)
+    else:
+        factories.row(alias, due_in=-6 * MINUTE)
+    assert attention() == [needs]
+    with pytest.raises(CommandError, match=rf"agent: {needs}\)") as raised:
+        run("outbox_status", "--check")
+    assert raised.value.returncode == 2
+    run("outbox_status", "task", "--check")
+
+
+def test_dead_event_that_was_given_up_needs_nobody(alias: str) -> None:
+    dead = factories.row(alias, status="dead")
+    factories.repository().give_up([dead], by="me", reason="known")
+    assert attention() == []
+
+
+def test_work_is_stalled_after_the_time_that_was_given(alias: str) -> None:
+    factories.row(alias, due_in=-6 * MINUTE)
+    assert attention("--stalled-after", "5m") == ["stalled"]
+    assert attention("--stalled-after", "7m") == []
+
+
+def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Configure) -> None:
+    """A published row is due again when it is to be redelivered, here after ten minutes."""
+    configure(RELAY={"REDELIVER_AFTER_SECONDS": 600})
+    sent_six_minutes_ago = 10 * MINUTE - 6 * MINUTE
+    factories.row(alias, status="published", due_in=sent_six_minutes_ago)
+    assert attention("--stalled-after", "5m") == ["stalled"]
+    assert attention("--stalled-after", "7m") == []
+
+
+@on_sqlite
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["agnet"], "known services: active-scheduler, agent"),
+        (["--watch", "0"], "is not a whole number above 0"),
+        (["--watch", "2", "--check"], "not allowed with argument"),
+        (["--stalled-after", "5"], "is not a length of time"),
+    ],
+)
+def test_wrong_arguments_are_explained(alias: str, arguments: list[str], said: str) -> None:
+    with pytest.raises(CommandError, match=said):
+        run("outbox_status", *arguments)
+
+
+def test_wrong_broker_is_an_error_without_a_traceback(alias: str, configure: Configure) -> None:
+    configure(BROKER={"BACKEND": "memory", "OPTIONS": {"colour": "red"}})
+    for command in ("outbox_status", "outbox_topics"):
+        with pytest.raises(CommandError, match="colour"):
+            run(command)
+
+
+@on_sqlite
+def test_database_that_is_away_is_an_error_without_a_traceback(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise OperationalError("gone away")
+
+    monkeypatch.setattr(outbox_status, "gather", away)
+    with pytest.raises(CommandError, match="database error: gone away") as raised:
+        run("outbox_status", "--check")
+    assert raised.value.returncode == 1
+
+
+# --- outbox_status --watch ---------------------------------------------------------------------------------------
+
+
+class Screen(StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self._terminal = terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_watching_outlives_an_outage_of_the_database(terminal: bool) -> None:
+    stop = StopFlag()
+    shows = iter(["first", OperationalError("gone away"), "second"])
+
+    def show() -> str:
+        shown = next(shows)
+        if isinstance(shown, Exception):
+            raise shown
+        if shown == "second":
+            stop.set()
+        return f"{shown}\n"
+
+    screen = Screen(terminal=terminal)
+    watch(show, lambda problem: f"away: {problem}\n", screen, stop, pause=timedelta(0))
+    clear = "\x1b[H\x1b[2J" if terminal else ""
+    assert screen.getvalue() == "".join(f"{clear}{text}\n" for text in ("first", "away: gone away", "second"))
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment of a project of its own with a migrated database, for processes."""
+    folder = tmp_path_factory.mktemp("project")
+    made = {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": "smartflow.settings",
+        "DATABASE_URL": f"sqlite:///{folder / 'db.sqlite3'}",
+        "DEBUG": "true",
+        "READ_DOT_ENV": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
+    subprocess.run(manage("migrate", "--verbosity", "0"), cwd=CHECKOUT, env=made, check=True, capture_output=True)
+    return made
+
+
+def manage(*arguments: str) -> list[str]:
+    return [sys.executable, "manage.py", *arguments, "--skip-checks"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_watching_ends_well_when_asked(environment: dict[str, str], tmp_path: Path, number: signal.Signals) -> None:
+    shown = tmp_path / "out"
+    with shown.open("w") as out:
+        process = subprocess.Popen(
+            manage("outbox_status", "agent", "--watch", "1", "--json"), cwd=CHECKOUT, env=environment, stdout=out
+        )
+        try:
+            wait_until(lambda: shown.read_text().count("\n") >= 2, timeout=30, message="two draws")
+            process.send_signal(number)
+            assert process.wait(timeout=10) == 0
+        finally:
+            process.kill()
+    for line in shown.read_text().splitlines():
+        assert json.loads(line)["services"][0]["service"] == "agent"
+
+
+def test_exit_codes_are_those_of_the_help(environment: dict[str, str]) -> None:
+    def code(*arguments: str) -> int:
+        return subprocess.run(
+            manage(*arguments), cwd=CHECKOUT, env=environment, capture_output=True, check=False
+        ).returncode
+
+    assert code("outbox_status", "--check") == 0
+    assert code("outbox_status", "agnet") == 1
+    assert code("outbox_topics") == 0
+    assert code("outbox_prune", "--dry-run") == 0
+
+
+@pytest.mark.parametrize("command", ["outbox_status", "outbox_topics", "outbox_prune", "run_relay", "consume"])
+def test_help_says_the_exit_codes(environment: dict[str, str], command: str) -> None:
+    done = subprocess.run(
+        manage(command, "--help"), cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert re.search(r"Exit\s+code:\s+0", done.stdout)
+
+
+# --- outbox_topics -----------------------------------------------------------------------------------------------
+
+
+@on_sqlite
+def test_missing_topics_are_an_error_until_they_are_created(alias: str, use_broker: Callable[[Broker], None]) -> None:
+    use_broker(MemoryBroker(creates_topics=False))
+    with pytest.raises(CommandError, match=r"2 of 2 topics are not ready: .*agent.outbox.*--create") as raised:
+        run("outbox_topics", "agent", "task")
+    assert raised.value.returncode == 1
+    said = run("outbox_topics", "agent", "--create", "--partitions", "4")
+    assert re.split(" {2,}", said.splitlines()[1]) == ["agent", "smartflow.agent.outbox", "4", "ready"]
+    run("outbox_topics", "agent")
+    with pytest.raises(CommandError, match="1 of 2 topics"):
+        run("outbox_topics", "agent", "task")
+
+
+@on_sqlite
+def test_partitions_without_create_are_refused(alias: str, use_broker: Callable[[Broker], None]) -> None:
+    use_broker(MemoryBroker())
+    with pytest.raises(CommandError, match="add --create"):
+        run("outbox_topics", "--partitions", "3")
+
+
+@on_sqlite
+def test_topics_of_a_broker_that_is_away_are_an_error(alias: str, use_broker: Callable[[Broker], None]) -> None:
+    broker = MemoryBroker()
+    broker.go_away()
+    use_broker(broker)
+    with pytest.raises(CommandError, match="the memory broker is away"):
+        run("outbox_topics")
+
+
+@on_sqlite
+def test_topics_are_created_in_kafka(alias: str, configure: Configure) -> None:
+    servers = require("kafka")
+    configure(
+        NAMESPACE=f"commands-{secrets.token_hex(4)}",
+        BROKER={"BACKEND": "kafka", "OPTIONS": {"bootstrap_servers": servers}},
+    )
+    with pytest.raises(CommandError, match="1 of 1 topics are not ready"):
+        run("outbox_topics", "agent")
+    said = run("outbox_topics", "agent", "--create", "--partitions", "3", "--replication", "1")
+    assert re.split(" {2,}", said.splitlines()[1])[2:] == ["3", "ready"]
+    assert run("outbox_topics", "agent") == said
+    assert status()["LAG"] == "0"

@@ -1,0 +1,321 @@
+"""Pruning deletes what is done with and old, nothing else, in small steps beside running workers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import call_command
+from django.core.management.base import CommandError
+from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
+
+from agent_events.agent.models import AgentOutboxMessage
+from outbox import pruning
+from outbox.fields import UtcNow
+from outbox.models import RejectedRecord
+from outbox.pruning import Pruning
+from outbox.repository import OutboxRepository
+from outbox.shutdown import StopFlag
+from tests import factories
+from tests.toys import Toys
+from tests.waiting import wait_until
+
+WEEK = timedelta(days=7)
+
+
+def old(alias: str, count: int, *, age: timedelta = timedelta(days=8), status: str = "consumed") -> list[int]:
+    """Insert rows that were made, and consumed, ``age`` ago."""
+    ids = factories.rows(alias, count, key=str, status=status)
+    then = factories.database_now(alias) - age
+    factories.change(alias, ids, created_at=then, consumed_at=then if status == "consumed" else None)
+    return ids
+
+
+def pruning_of_agent(stop: StopFlag, *, batch_size: int = 10, told: list[int] | None = None) -> Pruning:
+    return Pruning(factories.repository(), batch_size, stop, [].append if told is None else told.append)
+
+
+def rejected(alias: str, count: int, *, resolved_ago: timedelta | None, service: str = "agent") -> None:
+    resolved_at = None if resolved_ago is None else factories.database_now(alias) - resolved_ago
+    RejectedRecord.objects.using(alias).bulk_create(
+        RejectedRecord(
+            service=service,
+            topic=f"{service}.{resolved_ago}",
+            partition=0,
+            offset=offset,
+            digest="d",
+            headers="[]",
+            reason="r",
+            received_at=UtcNow(),
+            resolved_at=resolved_at,
+        )
+        for offset in range(count)
+    )
+
+
+def run(*arguments: str) -> str:
+    out = StringIO()
+    call_command("outbox_prune", *arguments, stdout=out, stderr=StringIO())
+    return out.getvalue()
+
+
+# --- what goes and what stays ------------------------------------------------------------------------------------
+
+
+def test_only_old_consumed_rows_go(alias: str, stop: StopFlag) -> None:
+    kept = {status: old(alias, 3, status=status) for status in ("pending", "published", "dead")}
+    old(alias, 25)
+    kept["consumed"] = old(alias, 4, age=timedelta(days=6))
+
+    assert pruning_of_agent(stop).consumed(older_than=WEEK) == 25
+
+    assert sorted(factories.statuses(alias)) == sorted(id_ for ids in kept.values() for id_ in ids)
+
+
+def test_row_consumed_lately_stays_however_old_it_is(alias: str, stop: StopFlag) -> None:
+    (late,) = old(alias, 1)
+    factories.change(alias, late, consumed_at=UtcNow())
+    old(alias, 3)
+    assert pruning_of_agent(stop).consumed(older_than=WEEK) == 3
+    assert list(factories.statuses(alias)) == [late]
+
+
+def test_counting_deletes_nothing_and_agrees_with_deleting(alias: str, stop: StopFlag) -> None:
+    old(alias, 12)
+    old(alias, 3, age=timedelta(days=1))
+    prune = pruning_of_agent(stop)
+    assert prune.count_consumed(older_than=WEEK) == 12
+    assert len(factories.statuses(alias)) == 15
+    assert prune.consumed(older_than=WEEK) == 12
+    assert prune.count_consumed(older_than=WEEK) == 0
+
+
+def test_resolved_rejected_records_go_and_open_ones_stay(alias: str, stop: StopFlag) -> None:
+    rejected(alias, 25, resolved_ago=timedelta(days=30))
+    rejected(alias, 2, resolved_ago=timedelta(days=1))
+    rejected(alias, 3, resolved_ago=None)
+    rejected(alias, 4, resolved_ago=timedelta(days=30), service="task")
+    prune = pruning_of_agent(stop)
+    assert prune.count_rejected(older_than=WEEK) == 25
+    assert prune.rejected(older_than=WEEK) == 25
+    left = RejectedRecord.objects.using(alias)
+    assert (left.filter(service="agent").count(), left.filter(service="task").count()) == (5, 4)
+
+
+# --- small steps -------------------------------------------------------------------------------------------------
+
+
+def test_each_batch_is_bounded_and_commits_by_itself(alias: str, stop: StopFlag) -> None:
+    old(alias, 35)
+    seen: list[int] = []
+    left: list[int] = []
+
+    def tell(deleted: int) -> None:
+        assert not connections[alias].in_atomic_block
+        seen.append(deleted)
+        left.append(len(factories.statuses(alias)))
+
+    assert Pruning(factories.repository(), 10, stop, tell).consumed(older_than=WEEK) == 35
+    assert seen[:4] == [10, 20, 30, 35]
+    assert left[:4] == [25, 15, 5, 0]
+
+
+def test_stopping_finishes_the_batch_and_the_next_run_goes_on(alias: str) -> None:
+    old(alias, 35)
+    stop = StopFlag()
+
+    def stop_after_two(deleted: int) -> None:
+        if deleted >= 20:
+            stop.set()
+
+    assert Pruning(factories.repository(), 10, stop, stop_after_two).consumed(older_than=WEEK) == 20
+    assert len(factories.statuses(alias)) == 15
+    assert pruning_of_agent(StopFlag()).consumed(older_than=WEEK) == 15
+
+
+def test_young_rows_are_not_read_to_the_end(alias: str, stop: StopFlag) -> None:
+    old(alias, 10)
+    old(alias, 200, age=timedelta(0))
+    with CaptureQueriesContext(connections[alias]) as queries:
+        pruning_of_agent(stop).consumed(older_than=WEEK)
+    windows = [query for query in queries.captured_queries if "ORDER BY id LIMIT" in query["sql"]]
+    assert len(windows) == 2
+
+
+def test_batch_that_lost_its_locks_is_done_again(alias: str, stop: StopFlag, monkeypatch: pytest.MonkeyPatch) -> None:
+    from django.db import OperationalError
+
+    old(alias, 15)
+    contention = {"mysql": (1213, "Deadlock found"), "sqlite": ("database is locked",)}
+    vendor = connections[alias].vendor
+    failures = iter([OperationalError(*contention.get(vendor, ("deadlock",))) for _ in range(3)])
+    if vendor == "postgresql":
+        monkeypatch.setattr(pruning, "trouble_of", lambda error, using: pruning.Trouble.CONTENTION)
+    whole = OutboxRepository.prune
+
+    def fail_at_times(self: OutboxRepository, **arguments: Any) -> Any:
+        step = whole(self, **arguments)
+        if (error := next(failures, None)) is not None:
+            raise error
+        return step
+
+    monkeypatch.setattr(pruning, "_CONTENTION_PAUSE", timedelta(0))
+    monkeypatch.setattr(OutboxRepository, "prune", fail_at_times)
+    assert pruning_of_agent(stop).consumed(older_than=WEEK) == 15
+    assert factories.statuses(alias) == {}
+
+
+# --- beside others -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_locked_rows_are_passed_over(alias: str, stop: StopFlag) -> None:
+    ids = old(alias, 10)
+    locked = threading.Event()
+    release = threading.Event()
+
+    def hold() -> None:
+        with transaction.atomic(using=alias):
+            factories.repository().lock(ids[3:5], max_length=100)
+            locked.set()
+            release.wait(20)
+        connections[alias].close()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    try:
+        assert locked.wait(10)
+        assert pruning_of_agent(stop).consumed(older_than=WEEK) == 8
+        assert holder.is_alive(), "it did not wait for the locks"
+    finally:
+        release.set()
+        holder.join()
+    assert list(factories.statuses(alias)) == ids[3:5]
+    assert pruning_of_agent(stop).consumed(older_than=WEEK) == 2
+
+
+@pytest.fixture
+def contention(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect how often a batch of pruning lost its locks."""
+    noted: list[str] = []
+    original = pruning.logger.info
+
+    def note(text: str, *arguments: Any) -> None:
+        noted.append(text % arguments)
+        original(text, *arguments)
+
+    monkeypatch.setattr(pruning.logger, "info", note)
+    return noted
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_pruning_beside_consumers_loses_no_lock_and_no_event(alias: str, toys: Toys, contention: list[str]) -> None:
+    """Everything is pruned as soon as it is consumed, by two pruners at once, while consumers are at work."""
+    ids = factories.rows(alias, 900, key=lambda number: str(number % 50), status="published")
+    records = factories.records_of(alias, ids)
+    done = StopFlag()
+    errors: list[Exception] = []
+    deleted: list[int] = []
+    consumers = []
+
+    def guarded(work: Callable[[], None]) -> threading.Thread:
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - carried to the test's own thread
+                errors.append(error)
+            finally:
+                connections[alias].close()
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        return thread
+
+    def consume(part: int) -> None:
+        consumer = factories.consumer(alias, toys)
+        consumers.append(consumer)
+        mine = [record for record in records if int(record.key or b"") % 3 == part]
+        for start in range(0, len(mine), 25):
+            consumer.handle(mine[start : start + 25])
+
+    def prune() -> None:
+        while not done.is_set:
+            deleted.append(pruning_of_agent(StopFlag(), batch_size=40).consumed(older_than=timedelta(0)))
+
+    pruners = [guarded(prune) for _ in range(2)]
+    for thread in [guarded(lambda part=part: consume(part)) for part in range(3)]:  # type: ignore[misc]
+        thread.join()
+    wait_until(lambda: errors or not factories.statuses(alias), timeout=30, message="everything pruned")
+    done.set()
+    for thread in pruners:
+        thread.join()
+
+    assert errors == []
+    assert sum(deleted) == 900
+    assert sum(consumer.totals.consumed for consumer in consumers) == 900
+    assert sum(consumer.totals.waited for consumer in consumers) == 0
+    assert contention == []
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+def test_command_says_what_it_deleted_of_each_service(alias: str) -> None:
+    old(alias, 5)
+    rejected(alias, 3, resolved_ago=timedelta(days=40))
+    assert run("agent", "task", "--older-than", "7d", "--rejected-older-than", "30d") == (
+        "agent: deleted 5 consumed events older than 7d\n"
+        "agent: deleted 3 resolved records older than 30d\n"
+        "task: deleted 0 consumed events older than 7d\n"
+        "task: deleted 0 resolved records older than 30d\n"
+    )
+
+
+def test_command_takes_all_services_and_a_week_when_nothing_is_said(alias: str) -> None:
+    lines = run().splitlines()
+    assert len(lines) == 5
+    assert all(line.endswith("deleted 0 consumed events older than 7d") for line in lines)
+
+
+def test_dry_run_deletes_nothing(alias: str) -> None:
+    old(alias, 5)
+    rejected(alias, 3, resolved_ago=timedelta(days=40))
+    said = run("agent", "--dry-run", "--rejected-older-than", "30d")
+    assert "agent: would delete 5 consumed events" in said
+    assert "agent: would delete 3 resolved records" in said
+    assert AgentOutboxMessage.objects.using(alias).count() == 5
+    assert RejectedRecord.objects.using(alias).count() == 3
+
+
+@pytest.mark.parametrize("database_alias", ["default"], indirect=True)
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["agnet"], "known services: active-scheduler, agent"),
+        (["--older-than", "7"], "is not a length of time"),
+        (["--older-than", "0d"], "is not a length of time"),
+        (["--batch-size", "0"], "is not a whole number above 0"),
+    ],
+)
+def test_wrong_arguments_are_explained(alias: str, arguments: list[str], said: str) -> None:
+    with pytest.raises(CommandError, match=said):
+        run(*arguments)
+
+
+@pytest.mark.parametrize("database_alias", ["default"], indirect=True)
+def test_progress_is_told_to_a_terminal_only(alias: str) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    old(alias, 25)
+    terminal, pipe = Terminal(), StringIO()
+    call_command("outbox_prune", "agent", "--batch-size", "10", stdout=StringIO(), stderr=terminal)
+    assert "agent: 10 deleted\ragent: 20 deleted\ragent: 25 deleted\r" in terminal.getvalue()
+    call_command("outbox_prune", "agent", stdout=StringIO(), stderr=pipe)
+    assert pipe.getvalue() == ""
