@@ -103,6 +103,6 @@ bench: venv ## Measure, on MariaDB and Kafka: make bench BENCH_ARGS=...
 .PHONY: clean
 clean: ## Remove all that was made here: environments, caches, the servers with their data
 	@$(SERVICES) down --purge
-	rm -rf .venv .venv-demo .services.env .coverage .coverage.* htmlcov coverage.xml test-results
+	rm -rf build .venv .venv-demo .services.env .coverage .coverage.* htmlcov coverage.xml test-results
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
