@@ -1,0 +1,154 @@
+"""How every Kafka client is built, and how its errors become ours.
+
+kafka-python has no types: ``Any`` stands for its objects in the modules ``_kafka_…`` and ``kafka``, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from kafka.errors import KafkaConfigurationError, KafkaError
+from kafka.net.compat import KafkaNetClient
+
+from outbox.brokers._kafka_options import KafkaOptions
+from outbox.exceptions import BrokerUnavailableError, ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_PAUSE_MAX_MS: Final = 1_000
+"""Longest pause between two attempts to connect; kafka-python's 30 s would add to every outage."""
+
+METADATA_MAX_AGE_MS: Final = 60_000
+"""How soon partitions that were added to a topic are noticed."""
+
+_WRONGLY_CONFIGURED: Final = (KafkaConfigurationError, ValueError, TypeError, AssertionError, RuntimeError)
+"""What the constructors raise when an option is at fault, beside ``KafkaError`` for the network's."""
+
+
+class _WithoutCredentials(logging.Filter):
+    """Keeps out the debug lines in which kafka-python prints what it sends: passwords, and everybody's payloads."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        args = record.args if isinstance(record.args, tuple) else ()
+        return not any(
+            isinstance(arg, bytes | bytearray | memoryview) or type(arg).__name__.startswith("Sasl") for arg in args
+        )
+
+
+_without_credentials: Final = _WithoutCredentials()
+_TALKATIVE: Final = ("kafka.net.connection", "kafka.protocol.parser")
+
+
+class ClientFactory:
+    """Builds clients from one set of options."""
+
+    def __init__(self, options: KafkaOptions) -> None:
+        self.options = options
+        for name in _TALKATIVE:
+            logging.getLogger(name).addFilter(_without_credentials)
+        everything = {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
+        for key in options.common:
+            if key not in everything:
+                raise ConfigurationError(f"options of the Kafka broker: 'common' has no option {key!r}")
+        self.client_options("producer", KafkaProducer)
+        self.client_options("consumer", KafkaConsumer)
+
+    @property
+    def servers(self) -> str:
+        """Return the servers for messages."""
+        return ", ".join(self.options.servers)
+
+    @property
+    def request_timeout_ms(self) -> int:
+        return round(self.options.request_timeout_seconds * 1000)
+
+    def client_options(self, section: str, client: Any) -> dict[str, Any]:
+        """Return what the project set for this kind of client."""
+        return self.options.client_options(section, known=client.DEFAULT_CONFIG.keys())
+
+    def producer(self, defaults: Mapping[str, Any], *, client_id: str, fixed: Mapping[str, Any]) -> Any:
+        """Connect a ``KafkaProducer``. The project's options go over ``defaults``, and ``fixed`` goes over them."""
+        return self._build(KafkaProducer, "producer", client_id, defaults, fixed)[0]
+
+    def consumer(self, defaults: Mapping[str, Any], *, client_id: str, fixed: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Connect a ``KafkaConsumer`` likewise; return it and the network client below it."""
+        return self._build(KafkaConsumer, "consumer", client_id, defaults, fixed)
+
+    def admin(self) -> Any:
+        """Connect a ``KafkaAdminClient``."""
+        return self._build(KafkaAdminClient, "admin", "outbox-admin", {}, {})[0]
+
+    def unavailable(self, what: str, error: BaseException | str) -> BrokerUnavailableError:
+        """Return the error that says that Kafka is away, where, what failed and why."""
+        why = error if isinstance(error, str) else describe(error)
+        return BrokerUnavailableError(f"Kafka at {self.servers}: {what}: {why}")
+
+    def _build(
+        self, client: Any, section: str, client_id: str, defaults: Mapping[str, Any], fixed: Mapping[str, Any]
+    ) -> tuple[Any, Any]:
+        network: list[Any] = []
+
+        def network_client(**config: Any) -> Any:
+            made = KafkaNetClient(**config)
+            # 3.0 takes allow_auto_create_topics and does not pass it on: without this, a misspelt topic is created.
+            made.cluster.config["allow_auto_create_topics"] = False
+            network.append(made)
+            return made
+
+        config = {
+            "request_timeout_ms": self.request_timeout_ms,
+            "bootstrap_timeout_ms": self.request_timeout_ms,
+            "reconnect_backoff_max_ms": RECONNECT_PAUSE_MAX_MS,
+            "metadata_max_age_ms": METADATA_MAX_AGE_MS,
+            **defaults,
+            **self.client_options(section, client),
+            **fixed,
+            "bootstrap_servers": self.options.servers,
+            "client_id": client_id,
+            "kafka_client": network_client,
+        }
+        try:
+            return client(**config), network[0]
+        except _WRONGLY_CONFIGURED as error:
+            _close(network)
+            raise ConfigurationError(f"options of the Kafka broker: {section}: {describe(error)}") from error
+        except (KafkaError, OSError) as error:
+            _close(network)
+            raise self.unavailable("cannot connect", error) from error
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's kind and text on one line; the clients leave the text out at times."""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    return text if kind in text else f"{kind}: {text}" if text else kind
+
+
+def abandon(producer: Any, *, patience_seconds: float) -> None:
+    """End a producer without waiting for answers: what it still holds fails at once.
+
+    Its own ``close()`` begins with a flush and raises when that takes too long, and then nothing is closed. So the
+    I/O thread is told to end, and a thread of ours frees the rest when it has.
+    """
+    sender = producer._sender  # noqa: SLF001 - there is no public way, see above
+    sender.force_close()
+
+    def free() -> None:
+        sender.join(patience_seconds)
+        try:
+            producer.close(timeout=0)
+        except KafkaError as error:
+            logger.warning("Kafka producer %s could not be closed: %s", producer, describe(error))
+
+    threading.Thread(target=free, name="outbox-kafka-abandon", daemon=True).start()
+
+
+def _close(network: Sequence[Any]) -> None:
+    for client in network:
+        with contextlib.suppress(KafkaError, RuntimeError, OSError):
+            client.close()

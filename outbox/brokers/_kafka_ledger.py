@@ -1,0 +1,149 @@
+"""Which records of which partitions were read ahead, handed to the caller, done and committed. Pure bookkeeping.
+
+The rules, each from the promise that nothing is lost:
+
+* Only what the caller said is done is ever committed, never what was read ahead.
+* A record counts as long as its partition has stayed with this member since the caller got it. What the caller says
+  of a partition that went away is passed over: the new owner gets those records again.
+* A commit never goes back: an older offset would have records come again that are done.
+
+Not safe to share by itself: the subscription holds its lock around every call.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from outbox.brokers.base import IncomingRecord
+
+_RECORD_OVERHEAD_BYTES = 200
+"""A guess at what a record costs beside its value, so that many small ones count too."""
+
+
+@dataclass(slots=True)
+class _Tenure:
+    """A partition while it belongs to this member; offsets are those of records."""
+
+    first_taken: int = -1
+    last_taken: int = -1
+    done: int = -1
+    committed: int = -1
+    is_leaving: bool = False
+
+    @property
+    def in_hand(self) -> bool:
+        """The caller has records that are not committed."""
+        return self.last_taken > self.committed
+
+    @property
+    def owed(self) -> bool:
+        """The caller has said that records are done, and they are not committed."""
+        return self.done > self.committed
+
+
+class Ledger:
+    """The books of one member of one group on one topic."""
+
+    def __init__(self, *, max_records: int, max_bytes: int) -> None:
+        self._max_records, self._max_bytes = max_records, max_bytes
+        self._tenures: dict[int, _Tenure] = {}
+        self._ahead: deque[IncomingRecord] = deque()
+        self._ahead_bytes = 0
+
+    # --- what belongs to this member -----------------------------------------------------------------------------
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        return frozenset(self._tenures)
+
+    def begin(self, partitions: Iterable[int]) -> None:
+        """Note that ``partitions`` belong to this member from now on."""
+        for partition in partitions:
+            self._tenures[partition] = _Tenure()
+
+    def begin_leaving(self, partitions: Iterable[int]) -> None:
+        """Drop what was read ahead of ``partitions``; commits of what the caller has in hand still count."""
+        leaving = set(partitions)
+        for partition in leaving & self._tenures.keys():
+            self._tenures[partition].is_leaving = True
+        self._forget_ahead(leaving)
+
+    def in_hand(self, partitions: Iterable[int]) -> list[int]:
+        """Return those of ``partitions`` of which the caller has records that are not committed."""
+        return sorted(
+            partition
+            for partition in partitions
+            if (tenure := self._tenures.get(partition)) is not None and tenure.in_hand
+        )
+
+    def end(self, partitions: Iterable[int]) -> None:
+        """Note that ``partitions`` belong to somebody else now."""
+        gone = set(partitions)
+        for partition in gone:
+            self._tenures.pop(partition, None)
+        self._forget_ahead(gone)
+
+    # --- records -------------------------------------------------------------------------------------------------
+
+    @property
+    def ahead(self) -> int:
+        """How many records were read ahead."""
+        return len(self._ahead)
+
+    @property
+    def room(self) -> int:
+        """How many more records may be read ahead; none until a good part is free, so that reading comes in gulps."""
+        free = self._max_records - len(self._ahead)
+        return 0 if self._ahead_bytes >= self._max_bytes or free < self._max_records // 4 else max(0, free)
+
+    def add(self, partition: int, records: Sequence[IncomingRecord]) -> None:
+        """Take in records of one partition, in order; those of a partition that is not ours any more are dropped."""
+        tenure = self._tenures.get(partition)
+        if tenure is None or tenure.is_leaving:
+            return
+        self._ahead.extend(records)
+        self._ahead_bytes += sum(map(_size, records))
+
+    def take(self, limit: int) -> list[IncomingRecord]:
+        """Hand up to ``limit`` records to the caller."""
+        taken = [self._ahead.popleft() for _ in range(min(limit, len(self._ahead)))]
+        for record in taken:
+            self._ahead_bytes -= _size(record)
+            tenure = self._tenures[record.partition]
+            if record.offset <= tenure.last_taken:  # the topic was made anew, or its end was cut off
+                tenure = self._tenures[record.partition] = _Tenure(is_leaving=tenure.is_leaving)
+            if tenure.first_taken < 0:
+                tenure.first_taken = record.offset
+            tenure.last_taken = record.offset
+        return taken
+
+    # --- offsets -------------------------------------------------------------------------------------------------
+
+    def mark_done(self, records: Iterable[IncomingRecord]) -> None:
+        """Note that the caller is done with ``records`` and so with all before them in their partitions."""
+        for record in records:
+            tenure = self._tenures.get(record.partition)
+            if tenure is not None and tenure.first_taken <= record.offset <= tenure.last_taken:
+                tenure.done = max(tenure.done, record.offset)
+
+    @property
+    def owed(self) -> dict[int, int]:
+        """The offset to commit by partition: that of the next record to read."""
+        return {partition: tenure.done + 1 for partition, tenure in self._tenures.items() if tenure.owed}
+
+    def mark_committed(self, offsets: Mapping[int, int]) -> None:
+        """Note that the broker has taken ``offsets``, as ``owed`` gave them."""
+        for partition, offset in offsets.items():
+            tenure = self._tenures.get(partition)
+            if tenure is not None:
+                tenure.committed = max(tenure.committed, offset - 1)
+
+    def _forget_ahead(self, partitions: set[int]) -> None:
+        self._ahead = deque(record for record in self._ahead if record.partition not in partitions)
+        self._ahead_bytes = sum(map(_size, self._ahead))
+
+
+def _size(record: IncomingRecord) -> int:
+    return len(record.value or b"") + len(record.key or b"") + _RECORD_OVERHEAD_BYTES

@@ -1,0 +1,373 @@
+"""One member of a consumer group: a thread of its own polls, so that the caller may take all the time it needs.
+
+The thread keeps the membership, reads ahead within bounds, and begins afresh when the client is beyond help. Commits go
+from the caller's thread straight to the client's I/O thread, so they get through while the poll thread waits in the
+middle of a rebalance for exactly them.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+
+from kafka import TopicPartition
+from kafka.errors import (
+    CommitFailedError,
+    IllegalGenerationError,
+    KafkaError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+from kafka.structs import OffsetAndMetadata
+
+from outbox.brokers._kafka_client import ClientFactory, describe
+from outbox.brokers._kafka_group import OwnedPartitionsAssignor, RebalanceListener
+from outbox.brokers._kafka_ledger import Ledger
+from outbox.brokers.base import IncomingRecord
+from outbox.exceptions import BrokerUnavailableError, ConfigurationError, LostSubscriptionError
+from outbox.routes import ServiceRoute
+
+logger = logging.getLogger(__name__)
+
+SESSION_TIMEOUT_MS: Final = 6_000
+"""The least that brokers allow by default; with a heartbeat each 2 s, a killed member's partitions move within 10 s."""
+
+HEARTBEAT_MS: Final = 2_000
+
+REBALANCE_TIMEOUT_MS: Final = 60_000
+"""What a rebalance may take: kafka-python sends ``max_poll_interval_ms``; the poll thread polls all the time."""
+
+FETCH_MAX_BYTES: Final = 8 * 1024 * 1024
+
+_JOIN_S: Final = 1.0
+_POLL_S: Final = 0.2
+_FULL_PAUSE_S: Final = 0.1
+_COMMIT_PAUSE_S: Final = 0.05
+_PROBE_AFTER_S: Final = 2.0
+_PROBE_TIMEOUT_S: Final = 2.0
+_RETRY_PAUSE_S: Final = 1.0
+_BEGIN_AFRESH_AFTER_S: Final = 60.0
+_CLOSE_TIMEOUT_S: Final = 3.0
+
+_MEMBERSHIP_IN_FLUX: Final = (
+    CommitFailedError,
+    IllegalGenerationError,
+    RebalanceInProgressError,
+    UnknownMemberIdError,
+)
+"""The group is being put together anew; who owns what is known in a moment."""
+
+
+class KafkaSubscription:
+    """A ``Subscription``."""
+
+    def __init__(self, clients: ClientFactory, route: ServiceRoute, *, client_id: str) -> None:
+        options = clients.options
+        self._clients = clients
+        self._route = route
+        self._client_id = client_id
+        self._commit_timeout_s = options.request_timeout_seconds
+        self._revoke_timeout_s = options.revoke_timeout_seconds
+        self._ledger = Ledger(max_records=options.prefetch_records, max_bytes=options.prefetch_bytes)
+        self._changed = threading.Condition()
+        """Guards everything below that both threads use, and the ledger."""
+        self._closing = False
+        self._outage = ""
+        self._away_since: float | None = None
+        self._commit_failed = False
+        self._heard_at = time.monotonic()
+        self._consumer, self._network = self._connect()
+        self._thread = threading.Thread(target=self._run, name=f"outbox-kafka-poll-{client_id}", daemon=True)
+        self._thread.start()
+
+    # --- the caller's side ---------------------------------------------------------------------------------------
+
+    def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
+        with self._changed:
+            self._changed.wait_for(lambda: self._ledger.ahead or self._outage or self._is_over, timeout.total_seconds())
+            records = self._ledger.take(max_records)
+            if records:
+                self._changed.notify_all()
+            elif self._is_over:
+                raise LostSubscriptionError(f"the subscription of {self._route.group!r} has ended; subscribe again")
+            elif self._outage:
+                raise BrokerUnavailableError(self._outage)
+            return records
+
+    def commit(self, records: Sequence[IncomingRecord]) -> None:
+        with self._changed:
+            self._ledger.mark_done(records)
+        deadline = time.monotonic() + self._commit_timeout_s
+        try:
+            self._settle(deadline)
+        except BrokerUnavailableError:
+            with self._changed:
+                self._commit_failed = True  # the poll thread makes up for it
+            raise
+
+    def close(self) -> None:
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        self._thread.join(_CLOSE_TIMEOUT_S + self._commit_timeout_s)
+
+    @property
+    def _is_over(self) -> bool:
+        return self._closing or not self._thread.is_alive()
+
+    # --- commits -------------------------------------------------------------------------------------------------
+
+    def _settle(self, deadline: float) -> None:
+        """Commit what is owed, as far as its partitions stay with this member.
+
+        :raises BrokerUnavailableError: not by ``deadline``.
+        """
+        while True:
+            with self._changed:
+                owed = self._ledger.owed
+                consumer = self._consumer
+            if not owed:
+                return
+            remaining_s = deadline - time.monotonic()
+            error: BaseException | str = "the group did not settle in time"
+            if remaining_s > 0 and consumer is not None:
+                try:
+                    consumer.commit(self._offsets(owed), timeout_ms=remaining_s * 1000)
+                except _MEMBERSHIP_IN_FLUX as flux:
+                    error = flux
+                except (KafkaError, RuntimeError, OSError) as failed:  # RuntimeError: closed under our hands
+                    raise self._clients.unavailable("cannot commit", failed) from failed
+                else:
+                    with self._changed:
+                        self._ledger.mark_committed(owed)
+                        self._changed.notify_all()
+                    return
+            if time.monotonic() >= deadline:
+                raise self._clients.unavailable("cannot commit", error)
+            with self._changed:
+                self._changed.wait(_COMMIT_PAUSE_S)
+
+    def _make_up_for_commit(self) -> None:
+        """Commit what the caller was told is not committed: it may have nothing more to commit after it."""
+        try:
+            self._settle(time.monotonic() + _PROBE_TIMEOUT_S)
+        except BrokerUnavailableError as error:
+            logger.debug("Kafka group %s: a commit is still owed: %s", self._route.group, error)
+        else:
+            self._commit_failed = False
+
+    def _offsets(self, owed: Mapping[int, int]) -> dict[Any, Any]:
+        topic = self._route.topic
+        return {
+            TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1) for partition, offset in owed.items()
+        }
+
+    # --- the poll thread -----------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._closing:
+                try:
+                    self._turn()
+                except (BrokerUnavailableError, ConfigurationError) as error:
+                    self._note_outage(str(error))
+                except Exception as error:
+                    # Whatever it is: the caller hears of it, and we begin afresh.
+                    logger.warning(
+                        "Kafka group %s: the client failed and is made anew: %s",
+                        self._route.group,
+                        describe(error),
+                        exc_info=not isinstance(error, KafkaError),
+                    )
+                    self._note_outage(str(self._clients.unavailable("cannot poll", error)))
+                    self._disconnect()
+        finally:
+            self._disconnect()
+            with self._changed:
+                self._changed.notify_all()
+
+    def _turn(self) -> None:
+        if self._consumer is None:
+            self._reconnect()
+        if self._is_away_for_too_long:
+            self._disconnect()
+            return
+        if not self._is_member():
+            self._break_silence()
+            return
+        with self._changed:
+            room = self._ledger.room
+        if room:
+            self._read_ahead(room)
+        else:
+            self._stand_by()
+        if self._commit_failed and not self._outage:
+            self._make_up_for_commit()
+
+    def _is_member(self) -> bool:
+        """Join the group where that is due; say whether it is done.
+
+        ``poll`` would join too, but in 3.0 it loses track of a join that is not done when its time is up:
+
+        * One that is answered between two calls is forgotten and another one asked for; with short time-outs that has
+          no end, and every member has to join again each time. So this waits long, and for nothing but the join.
+        * Where changed metadata was the reason, it sees no reason left between the answers to JoinGroup and SyncGroup;
+          the member then never takes its partitions and sends no heartbeats. So what was begun is asked for again.
+        """
+        coordinator = self._consumer._coordinator  # noqa: SLF001 - the only call that ends when the join does
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+        return not coordinator.need_rejoin() or coordinator.poll(timeout_ms=_JOIN_S * 1000)
+
+    def _read_ahead(self, room: int) -> None:
+        consumer = self._consumer
+        paused = consumer.paused()
+        if paused:
+            consumer.resume(*paused)
+        found = consumer.poll(timeout_ms=_POLL_S * 1000, max_records=min(room, 500))
+        if found:
+            self._hear()
+            with self._changed:
+                for partition, records in found.items():
+                    self._ledger.add(partition.partition, [_incoming(record) for record in records])
+                self._changed.notify_all()
+        else:
+            self._break_silence()
+
+    def _stand_by(self) -> None:
+        """Keep the membership without reading on, until the caller has made room."""
+        consumer = self._consumer
+        consumer.pause(*consumer.assignment())
+        found = consumer.poll(timeout_ms=0)
+        with self._changed:
+            # A partition assigned in this very poll was not paused yet.
+            for partition, records in found.items():
+                self._ledger.add(partition.partition, [_incoming(record) for record in records])
+            self._changed.wait_for(lambda: self._ledger.room or self._closing, _FULL_PAUSE_S)
+
+    def _break_silence(self) -> None:
+        """Find out whether a silence is one of the topic or one of the brokers: ``poll`` hides the difference."""
+        if time.monotonic() - self._heard_at < (_RETRY_PAUSE_S if self._outage else _PROBE_AFTER_S):
+            return
+        partition = TopicPartition(self._route.topic, 0)
+        try:
+            self._consumer.end_offsets([partition], timeout_ms=_PROBE_TIMEOUT_S * 1000)
+        except KafkaError as error:
+            reason: BaseException | str = error
+            if self._route.topic in self._network.cluster.unauthorized_topics:
+                reason = "not authorized"
+            self._note_outage(str(self._clients.unavailable(f"cannot read topic {self._route.topic!r}", reason)))
+            self._heard_at = time.monotonic()
+        else:
+            self._hear()
+
+    def _hear(self) -> None:
+        self._heard_at = time.monotonic()
+        if self._outage:
+            with self._changed:
+                self._outage = ""
+                self._away_since = None
+
+    def _note_outage(self, reason: str) -> None:
+        with self._changed:
+            self._outage = reason
+            if self._away_since is None:
+                self._away_since = time.monotonic()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._closing, _RETRY_PAUSE_S)
+
+    @property
+    def _is_away_for_too_long(self) -> bool:
+        return self._away_since is not None and time.monotonic() - self._away_since > _BEGIN_AFRESH_AFTER_S
+
+    # --- the client ----------------------------------------------------------------------------------------------
+
+    def _connect(self) -> tuple[Any, Any]:
+        defaults = {
+            "session_timeout_ms": SESSION_TIMEOUT_MS,
+            "heartbeat_interval_ms": HEARTBEAT_MS,
+            "max_poll_interval_ms": max(REBALANCE_TIMEOUT_MS, round(self._revoke_timeout_s * 2_000)),
+            "fetch_max_bytes": FETCH_MAX_BYTES,
+            "metrics_enabled": False,
+        }
+        assignor = OwnedPartitionsAssignor()
+        fixed = {
+            "group_id": self._route.group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "partition_assignment_strategy": [assignor],
+        }
+        consumer, network = self._clients.consumer(defaults, client_id=self._client_id, fixed=fixed)
+        assignor.consumer = consumer
+        consumer.subscribe([self._route.topic], listener=RebalanceListener(self, network))
+        # A leader that does not know the topic yet would give its partitions to nobody, and have all join again.
+        informed = threading.Event()
+        network.cluster.request_update().add_both(lambda _: informed.set())
+        informed.wait(self._clients.options.request_timeout_seconds)
+        return consumer, network
+
+    def _reconnect(self) -> None:
+        consumer, network = self._connect()
+        with self._changed:
+            self._consumer, self._network = consumer, network
+            self._away_since = None if not self._outage else time.monotonic()
+
+    def _disconnect(self) -> None:
+        """Leave the group; what was read ahead or is in the caller's hands belongs to others then."""
+        with self._changed:
+            consumer, self._consumer = self._consumer, None
+            self._ledger.end(self._ledger.partitions)
+        if consumer is None:
+            return
+        try:
+            consumer.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_S * 1000)
+        except (KafkaError, RuntimeError, OSError) as error:
+            logger.warning(
+                "Kafka group %s: a member could not leave, its session runs out: %s", self._route.group, describe(error)
+            )
+            self._network.close()
+
+    # --- who owns what (called on the client's I/O thread) -------------------------------------------------------
+
+    def begin(self, partitions: Iterable[int]) -> None:
+        with self._changed:
+            self._ledger.begin(partitions)
+
+    def begin_leaving(self, partitions: Iterable[int]) -> None:
+        with self._changed:
+            self._ledger.begin_leaving(partitions)
+
+    def awaits_commits(self, partitions: Iterable[int]) -> bool:
+        with self._changed:
+            return not self._closing and bool(self._ledger.in_hand(partitions))
+
+    def end(self, partitions: Iterable[int]) -> None:
+        with self._changed:
+            in_hand = self._ledger.in_hand(partitions)
+            self._ledger.end(partitions)
+            self._changed.notify_all()
+        if in_hand and not self._closing:
+            logger.warning(
+                "Kafka group %s: partitions %s move before their records are committed, those come again",
+                self._route.group,
+                in_hand,
+            )
+
+    @property
+    def revoke_timeout_s(self) -> float:
+        return self._revoke_timeout_s
+
+
+def _incoming(record: Any) -> IncomingRecord:
+    return IncomingRecord(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=record.key,
+        value=record.value,
+        headers=tuple((name, value or b"") for name, value in record.headers),
+    )
