@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final
 
 from django.core.management.base import CommandError
-from django.db.utils import InterfaceError, OperationalError
+from django.db.utils import DatabaseError, InterfaceError, OperationalError
 
 from outbox.conf import outbox_settings
 from outbox.exceptions import OutboxError
@@ -23,6 +23,18 @@ def explain_errors() -> Iterator[None]:
         yield
     except OutboxError as error:
         raise CommandError(str(error)) from error
+
+
+@contextmanager
+def explain_refusal() -> Iterator[None]:
+    """Say in one line what a worker cannot wait out: the database answers, and refuses a statement."""
+    try:
+        yield
+    except DatabaseError as error:
+        raise CommandError(
+            f"the database refused a statement: {error}. Are its tables up to date? See `manage.py migrate` and "
+            f"`manage.py check --database default`."
+        ) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from outbox.conf import outbox_settings
-from outbox.management.reporting import explain_errors, positive, refuse_when_disabled
+from outbox.management.reporting import explain_errors, explain_refusal, positive, refuse_when_disabled
 from outbox.observers import progress_log
 from outbox.shutdown import stop_on_signals
 from outbox.workers import open_broker, routes_of, run_consumers, wait_for_topics
@@ -29,7 +29,7 @@ class Command(BaseCommand):
         parser.add_argument("--create-topics", action="store_true", help="create missing topics first")
 
     def handle(self, *, services: list[str], once: bool, max_events: int | None, create_topics: bool, **_: Any) -> None:
-        with explain_errors(), stop_on_signals() as stop, open_broker() as broker, progress_log():
+        with explain_errors(), explain_refusal(), stop_on_signals() as stop, open_broker() as broker, progress_log():
             refuse_when_disabled()
             routes = routes_of(services)
             timeout = timedelta(seconds=outbox_settings().consumer.topic_timeout_seconds)
