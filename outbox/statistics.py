@@ -82,8 +82,18 @@ def service_status(
         route=route,
         event_types=tuple((contract.event_type, contract.version) for contract in contracts.of_service(route.service)),
         counts={status: count_rows(route, "status = %s", [status.value], cap=cap) for status in Status},
-        open_dead=count_rows(route, "status = %s AND resolved_at IS NULL", [Status.DEAD.value], cap=cap),
-        open_rejected=_open_rejected(route, cap),
+        open_dead=_count_open(
+            route.database,
+            f"{route.table} WHERE status = %s ORDER BY next_retry_at DESC, id DESC",
+            Status.DEAD.value,
+            cap,
+        ),
+        open_rejected=_count_open(
+            route.database,
+            f"{RejectedRecord._meta.db_table} WHERE service = %s ORDER BY service DESC, id DESC",
+            route.service,
+            cap,
+        ),
         foreign=_foreign(route, registry.foreign_types(route.service), cap),
         oldest_due_age=oldest_due_age(route, registry.foreign_types(route.service)),
         lag=lag,
@@ -124,18 +134,32 @@ def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> 
 def _foreign(route: ServiceRoute, foreign_types: tuple[str, ...], cap: int) -> Count:
     if not foreign_types:
         return Count(0)
-    return count_rows(
-        route,
-        f"status IN (%s, %s) AND event_type IN ({placeholders(foreign_types)})",
-        [Status.PENDING.value, Status.PUBLISHED.value, *foreign_types],
-        cap=cap,
-    )
+    counts = [
+        _fetch(
+            route.database,
+            "SELECT COUNT(*), COUNT(CASE WHEN event_type IN"
+            f" ({placeholders(foreign_types)}) THEN 1 END) FROM (SELECT event_type FROM {route.table}"
+            " WHERE status = %s ORDER BY next_retry_at, id LIMIT %s) oldest",
+            [*foreign_types, status.value, cap * 2],
+        )[0]
+        for status in (Status.PENDING, Status.PUBLISHED)
+    ]
+    found = sum(foreign for _, foreign in counts)
+    return Count(min(found, cap), found > cap or (found > 0 and any(looked_at == cap * 2 for looked_at, _ in counts)))
 
 
-def _open_rejected(route: ServiceRoute, cap: int) -> Count:
-    ids = RejectedRecord.objects.using(route.database).filter(service=route.service, resolved_at=None)
-    found = len(ids.values_list("id", flat=True)[: cap + 1])
-    return Count(min(found, cap), found > cap)
+def _count_open(using: str, newest: str, parameter: str, cap: int) -> Count:
+    """Count what nobody resolved among the ``cap`` * 2 newest rows; there may be more behind them: then it is capped.
+
+    The limit stands inside: a long list of resolved rows is not read through for the open ones.
+    """
+    looked_at, found = _fetch(
+        using,
+        "SELECT COUNT(*), COUNT(CASE WHEN resolved_at IS NULL THEN 1 END)"
+        f" FROM (SELECT resolved_at FROM {newest} LIMIT %s) newest",
+        [parameter, cap * 2],
+    )[0]
+    return Count(min(found, cap), found > cap or looked_at == cap * 2)
 
 
 def _lag(route: ServiceRoute, broker: Broker | None) -> tuple[int | None, str]:

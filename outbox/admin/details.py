@@ -1,0 +1,150 @@
+"""All that there is to say about one outbox row, also whom it waits for and who waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from django.contrib.admin import AdminSite
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.models import Func, IntegerField
+from django.db.models.functions import Substr
+from django.db.models.sql.compiler import SQLCompiler
+
+from outbox.admin.lines import LIST_COLUMNS, MessageLine, message_line
+from outbox.admin.pages import rows_of
+from outbox.admin.rendering import SHOWN_CHARACTERS, Moment, Shown, moment, shown_json, size_text, visible
+from outbox.catalog import route_registry
+from outbox.lifecycle import UNFINISHED, Status
+from outbox.models import OutboxMessage
+from outbox.routes import ServiceRoute
+
+_WAITING_CAP: Final = 1_000
+_TRACEBACK_CHARACTERS: Final = 64 * 1024
+
+
+class OctetLength(Func):
+    """The length of a text in bytes."""
+
+    function = "OCTET_LENGTH"
+    output_field = IntegerField()
+    arity = 1
+
+    def as_sqlite(self, compiler: SQLCompiler, connection: BaseDatabaseWrapper, **context: Any) -> tuple[str, Any]:
+        return self.as_sql(compiler, connection, template="LENGTH(CAST(%(expressions)s AS BLOB))", **context)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A point in the life of a row."""
+
+    name: str
+    at: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """What the page of a row shows."""
+
+    line: MessageLine
+    facts: list[tuple[str, str]]
+    steps: list[Step]
+    reason: str
+    traceback: Shown
+    size: str
+    payload: Shown | None
+    """None without the permission to see it."""
+    blocker: MessageLine | None
+    """The oldest row of the same key that this one waits for."""
+    waiting: str
+    """How many later rows of its key wait for this one, when it parks its key."""
+
+
+def load_detail(
+    model: type[OutboxMessage], route: ServiceRoute, row_id: int, *, with_payload: bool
+) -> OutboxMessage | None:
+    """Return a row with ``payload_size`` and, ``with_payload``, the beginning of its payload; None when it is gone."""
+    rows = rows_of(model, route.database).defer("payload").annotate(payload_size=OctetLength("payload"))
+    if with_payload:
+        rows = rows.annotate(payload_head=Substr("payload", 1, SHOWN_CHARACTERS))
+    return rows.filter(pk=row_id).first()
+
+
+def load_payload(model: type[OutboxMessage], route: ServiceRoute, row_id: int) -> str | None:
+    """Return the whole payload column; None when the row is gone."""
+    return rows_of(model, route.database).filter(pk=row_id).values_list("payload", flat=True).first()
+
+
+def detail_of(site: AdminSite, route: ServiceRoute, row: OutboxMessage, now: datetime) -> Detail:
+    """Return what the page of ``row``, loaded by ``load_detail``, shows."""
+    foreign_types = route_registry().foreign_types(route.service)
+    blocker = _blocker(route, row, foreign_types)
+    size: int = row.payload_size  # type: ignore[attr-defined]
+    head: str | None = getattr(row, "payload_head", None)
+    traceback = row.traceback or ""
+    return Detail(
+        line=message_line(site, route.service, row, set(foreign_types), now),
+        facts=_facts(row),
+        steps=_steps(row, now),
+        reason=visible(row.last_error),
+        traceback=Shown(visible(traceback[-_TRACEBACK_CHARACTERS:])),
+        size=size_text(size),
+        payload=None if head is None else shown_json(head, is_whole=len(head) < SHOWN_CHARACTERS),
+        blocker=message_line(site, route.service, blocker, set(foreign_types), now) if blocker else None,
+        waiting=_waiting(route, row),
+    )
+
+
+def _facts(row: OutboxMessage) -> list[tuple[str, str]]:
+    facts = [
+        ("Key", row.message_key),
+        ("Attempts that failed", f"{row.retry_count} of {row.max_retry}"),
+        ("Service column", row.service_name),
+        ("Topic column", row.topic),
+        ("Shard", str(row.shard)),
+        ("Trace", row.traceparent),
+    ]
+    return [(name, visible(value)) for name, value in facts if value]
+
+
+def _steps(row: OutboxMessage, now: datetime) -> list[Step]:
+    due = {
+        Status.PENDING.value: "Due",
+        Status.PUBLISHED.value: "Sent again if not consumed by",
+    }
+    moments = (
+        ("Created", row.created_at),
+        ("Sent", row.published_at),
+        ("Consumed", row.consumed_at),
+        ("Died", row.dead_at),
+        ("Given up", row.resolved_at),
+        ("Last changed", row.updated_at),
+        (due.get(row.status, ""), row.next_retry_at),
+    )
+    return [Step(name, shown) for name, at in moments if name and (shown := moment(at, now))]
+
+
+def _blocker(route: ServiceRoute, row: OutboxMessage, foreign_types: tuple[str, ...]) -> OutboxMessage | None:
+    if row.status not in UNFINISHED:
+        return None
+    older = (
+        rows_of(type(row), route.database)
+        .filter(message_key=row.message_key, id__lt=row.pk)
+        .exclude(event_type__in=foreign_types)
+        .only(*LIST_COLUMNS)
+        .order_by("id")
+    )
+    found = [older.filter(status=status.value).first() for status in UNFINISHED]
+    found.append(older.filter(status=Status.DEAD.value, parks_key=True).first())
+    return min((one for one in found if one is not None), key=lambda one: one.pk, default=None)
+
+
+def _waiting(route: ServiceRoute, row: OutboxMessage) -> str:
+    if row.status != Status.DEAD or not row.parks_key:
+        return ""
+    later = rows_of(type(row), route.database).filter(
+        message_key=row.message_key, status=Status.PENDING.value, id__gt=row.pk
+    )
+    count = len(later.order_by("id").values_list("id", flat=True)[: _WAITING_CAP + 1])
+    return f"{_WAITING_CAP:,}+" if count > _WAITING_CAP else f"{count:,}"

@@ -1,0 +1,118 @@
+"""How far the consumer groups are behind, asked without letting a page wait for a broker that is away.
+
+One thread at a time asks the broker, for all services. A page waits a moment for the answer; when that is not enough it
+shows the last one and its age, and finds the new one the next time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
+
+from outbox.conf import on_settings_reset
+from outbox.exceptions import OutboxError
+from outbox.routes import ServiceRoute
+from outbox.workers import open_broker
+
+logger = logging.getLogger(__name__)
+
+PATIENCE: Final = timedelta(milliseconds=500)
+FRESH_FOR: Final = timedelta(seconds=2)
+
+Lags = Mapping[str, int | None]
+"""Service -> records not committed; None where the broker keeps none."""
+
+
+@dataclass(frozen=True, slots=True)
+class LagReport:
+    """The newest answer there is. ``age`` is None as long as there is none."""
+
+    lags: Lags = field(default_factory=dict)
+    problem: str = ""
+    age: timedelta | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    lags: Lags
+    problem: str
+    at_s: float
+
+
+class LagProbe:
+    """Asks ``read`` on a thread of its own. ``clock`` gives monotonic seconds."""
+
+    def __init__(
+        self,
+        read: Callable[[Sequence[ServiceRoute]], Lags],
+        *,
+        patience: timedelta = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._patience = patience
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._answer: _Answer | None = None
+
+    def report(self, routes: Sequence[ServiceRoute]) -> LagReport:
+        """Return the newest answer, after waiting for a new one for a moment where it is not fresh."""
+        answer = self._answer
+        if answer is None or self._clock() - answer.at_s > FRESH_FOR.total_seconds():
+            self._asking(routes).join(self._patience.total_seconds())
+            answer = self._answer
+        if answer is None:
+            return LagReport(problem="The broker has not answered yet.")
+        return LagReport(answer.lags, answer.problem, timedelta(seconds=self._clock() - answer.at_s))
+
+    def _asking(self, routes: Sequence[ServiceRoute]) -> threading.Thread:
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._ask, args=(routes,), name="outbox-lag", daemon=True)
+                self._thread.start()
+            return self._thread
+
+    def _ask(self, routes: Sequence[ServiceRoute]) -> None:
+        try:
+            lags, problem = self._read(routes), ""
+        except OutboxError as error:
+            lags, problem = {}, str(error)
+        except Exception as error:
+            logger.exception("the lag of the consumer groups could not be read")
+            lags, problem = {}, f"{type(error).__name__}: {error}"
+        self._answer = _Answer(lags, problem, self._clock())
+
+
+def read_lags(routes: Sequence[ServiceRoute]) -> Lags:
+    """Ask the configured broker how far the group of each route is behind.
+
+    :raises BrokerUnavailableError: it is away.
+    """
+    with open_broker() as broker:
+        found = {route.service: broker.positions(route) for route in routes}
+    return {service: None if positions is None else positions.lag for service, positions in found.items()}
+
+
+class _ProcessProbe:
+    """The probe that this process's pages share."""
+
+    def __init__(self) -> None:
+        self.current = LagProbe(read_lags)
+
+    def renew(self) -> None:
+        self.current = LagProbe(read_lags)
+
+
+_process: Final = _ProcessProbe()
+on_settings_reset(_process.renew)
+
+
+def lag_report(routes: Sequence[ServiceRoute]) -> LagReport:
+    """Return how far the groups of ``routes`` are behind."""
+    return _process.current.report(routes)
