@@ -12,3 +12,6 @@ class NotificationConfig(AppConfig):
     label = "notification"
     verbose_name = "Notification service"
     default_auto_field = "django.db.models.BigAutoField"
+
+    def ready(self) -> None:
+        from agent_events.notification import checks  # noqa: F401, PLC0415 - registers them

@@ -1,0 +1,66 @@
+"""Inserting many rows in few statements, on every database: what the list handlers of all services write with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from django.db import connections
+
+from outbox.sql import dialect_of, to_db
+
+MAX_ROWS: Final = 500
+MAX_CHARACTERS: Final = 2 * 1024 * 1024
+"""In one statement: escaped and in UTF-8 it stays below MariaDB's usual ``max_allowed_packet`` of 16 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class BulkInsert:
+    """An INSERT of any number of rows. Names are the code's own; values are always parameters.
+
+    ``clock_columns`` come behind ``columns`` and get the database's time. ``on_conflict`` is the clause, by vendor, for
+    a row whose key is there already; then the keys of the rows should be unique and sorted, so that two transactions
+    lock them in one order.
+    """
+
+    table: str
+    columns: tuple[str, ...]
+    clock_columns: tuple[str, ...] = ()
+    on_conflict: Mapping[str, str] = field(default_factory=dict)
+
+    def run(self, rows: Sequence[Sequence[Any]], *, using: str) -> None:
+        """Insert ``rows`` in their order, in the caller's transaction."""
+        connection = connections[using]
+        now = dialect_of(connection).now
+        names = ", ".join((*self.columns, *self.clock_columns))
+        row_of_values = ", ".join(["%s"] * len(self.columns) + [now] * len(self.clock_columns))
+        conflict = self.on_conflict.get(connection.vendor, "").replace("{now}", now)
+        for chunk in chunks(rows):
+            values = ", ".join([f"({row_of_values})"] * len(chunk))
+            parameters = [
+                to_db(connection, value) if isinstance(value, datetime) else value for row in chunk for value in row
+            ]
+            with connection.cursor() as cursor:
+                cursor.execute(f"INSERT INTO {self.table} ({names}) VALUES {values} {conflict}", parameters)
+
+
+def ignoring_known(key: str) -> dict[str, str]:
+    """Return the clauses that leave a row alone whose ``key`` column is there already."""
+    standard = f"ON CONFLICT ({key}) DO NOTHING"
+    # INSERT IGNORE would also swallow values that do not fit.
+    return {"mysql": "ON DUPLICATE KEY UPDATE id = id", "postgresql": standard, "sqlite": standard}
+
+
+def chunks(rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
+    """Cut ``rows`` into statements of a size that every server takes; a single large row stands alone."""
+    start = characters = 0
+    for at, row in enumerate(rows):
+        length = sum(len(value) for value in row if isinstance(value, str))
+        if at > start and (at - start >= MAX_ROWS or characters + length > MAX_CHARACTERS):
+            yield rows[start:at]
+            start, characters = at, 0
+        characters += length
+    if start < len(rows):
+        yield rows[start:]
