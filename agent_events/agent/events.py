@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from django.db import connections, transaction
+from django.utils import timezone
 
+from agent_events.payload_types import ConversationId, Int64, Moment, Name, Tokens, UserId, check_storable
 from outbox import event, publish
 from outbox.bus import publishing_enabled
 from outbox.models import service_route
 
 logger = logging.getLogger(__name__)
 
-ConversationId = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
-UserId = Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
 
-
-@event("agent.state.snapshot.persist", service="agent", version="v1", key="conversation_id")
+@event("agent.state.snapshot.persist", service="agent", version="v1", key="conversation_id", validate=check_storable)
 class AgentStateSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The state of an agent in one conversation, to be kept as its newest. ``snapshot_json`` may be megabytes."""
 
@@ -27,6 +27,118 @@ class AgentStateSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     user_id: UserId
     phase: Annotated[str, msgspec.Meta(max_length=32)]
     snapshot_json: str
+
+
+@event("chat.history.persist.requested", service="agent", version="v1", key="conversation_id", validate=check_storable)
+class ChatHistoryPersistRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of a conversation, to be appended to its history. Durations are in seconds."""
+
+    user_id: UserId
+    conversation_id: ConversationId
+    role: Name
+    message: str
+    reasoning_content: str | None = None
+    reasoning_duration_seconds: Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)] | None = None
+    tokens_consumed: Tokens
+
+
+@event(
+    "chat.token.usage.adjust.requested",
+    service="agent",
+    version="v1",
+    key="conversation_id",
+    aggregate_id=lambda payload: f"{payload.user_id}:{payload.conversation_id}",
+    validate=check_storable,
+)
+class ChatTokenUsageAdjustRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens that a conversation used outside of its messages."""
+
+    user_id: UserId
+    conversation_id: ConversationId
+    tokens_delta: Annotated[int, msgspec.Meta(gt=0, le=Int64)]
+    reason: Name
+    triggered_at: Moment
+
+
+@event(
+    "agent.timeline.persist.requested", service="agent", version="v1", key="conversation_id", validate=check_storable
+)
+class AgentTimelinePersistRequested(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A step of a conversation's timeline; ``seq`` orders the steps of one conversation."""
+
+    user_id: UserId
+    conversation_id: ConversationId
+    seq: Annotated[int, msgspec.Meta(gt=0, le=Int64)]
+    kind: Name
+    role: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    content: str | None = None
+    payload_json: str | None = None
+    tokens_consumed: Tokens
+
+
+def publish_chat_history(
+    *,
+    user_id: int,
+    conversation_id: str,
+    role: str,
+    message: str,
+    tokens_consumed: int = 0,
+    reasoning_content: str | None = None,
+    reasoning_duration_seconds: int | None = None,
+) -> str:
+    """Publish a message of a conversation; return its event id. Raises as ``outbox.publish`` does."""
+    return publish(
+        ChatHistoryPersistRequested(
+            user_id=user_id,
+            conversation_id=conversation_id,
+            role=role,
+            message=message,
+            reasoning_content=reasoning_content,
+            reasoning_duration_seconds=reasoning_duration_seconds,
+            tokens_consumed=tokens_consumed,
+        )
+    )
+
+
+def publish_token_usage(
+    *, user_id: int, conversation_id: str, tokens_delta: int, reason: str, triggered_at: datetime | None = None
+) -> str:
+    """Publish tokens used; return the event id. ``triggered_at`` defaults to now. Raises as ``outbox.publish`` does."""
+    return publish(
+        ChatTokenUsageAdjustRequested(
+            user_id=user_id,
+            conversation_id=conversation_id,
+            tokens_delta=tokens_delta,
+            reason=reason,
+            triggered_at=triggered_at or timezone.now(),
+        )
+    )
+
+
+def publish_timeline_event(
+    *,
+    user_id: int,
+    conversation_id: str,
+    seq: int,
+    kind: str,
+    role: str | None = None,
+    content: str | None = None,
+    payload_json: str | None = None,
+    tokens_consumed: int = 0,
+) -> str:
+    """Publish a step of a timeline; return its event id. Raises as ``outbox.publish`` does."""
+    return publish(
+        AgentTimelinePersistRequested(
+            user_id=user_id,
+            conversation_id=conversation_id,
+            seq=seq,
+            kind=kind,
+            role=role,
+            content=content,
+            payload_json=payload_json,
+            tokens_consumed=tokens_consumed,
+        )
+    )
 
 
 def publish_agent_state_snapshot(snapshot: object | None, *, conversation_id: str, user_id: int) -> str | None:

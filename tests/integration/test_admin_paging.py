@@ -295,7 +295,8 @@ def test_number_of_statements_does_not_grow_with_the_rows(
     many = _statements(root, url)
     assert len(many) <= len(few) + 1
     for statement in many:
-        assert not re.search(r"COUNT\(\*\)(?! FROM \(SELECT 1)", statement), statement
+        # Counting is for windows only: the limit stands inside.
+        assert not re.search(r"COUNT\(\*\)(?!.* FROM \(SELECT .* LIMIT \d+\) \w+$)", statement), statement
     with django_assert_max_num_queries(len(few) + 1):
         root.get(url)
 
