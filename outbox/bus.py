@@ -16,6 +16,7 @@ from outbox.conf import on_settings_reset, outbox_settings
 from outbox.contracts import EventContract, contracts
 from outbox.envelope import Envelope, encode_envelope
 from outbox.exceptions import InvalidEventError, PayloadTooLargeError, UnknownEventTypeError, WrongDatabaseError
+from outbox.policies import EventPolicies
 from outbox.repository import NewRow
 from outbox.routes import ServiceRoute
 from outbox.tracing import current_traceparent
@@ -80,14 +81,15 @@ def encode_stored(contract: EventContract[Any], payload: bytes, *, event_id: str
 
 def _row(contract: EventContract[Any], event: msgspec.Struct, event_id: str) -> NewRow:
     payload = contract.encode(event)
-    aggregate_id = str(contract.aggregate_id(event))
+    aggregate = contract.aggregate_id(event)
+    aggregate_id = "" if aggregate is None else str(aggregate)
     if "\x00" in aggregate_id:
         raise InvalidEventError(contract.event_type, field="aggregate_id", reason="it holds a NUL; remove it")
     return NewRow(
         event_type=contract.event_type,
         message_key=contract.message_key(event),
         payload=encode_stored(contract, payload, event_id=event_id, aggregate_id=aggregate_id),
-        max_retry=outbox_settings().retry_policy(contract.event_type, contract.retry).max_attempts,
+        max_retry=EventPolicies(contracts, outbox_settings()).retry(contract.event_type).max_attempts,
         traceparent=current_traceparent() or _traceparent_source()() or "",
     )
 

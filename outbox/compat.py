@@ -29,10 +29,9 @@ def enqueue(event_type: str, message_key: str, payload: Mapping[str, Any] | str 
     """
     warnings.warn("outbox.compat.enqueue() is deprecated; use outbox.publish()", DeprecationWarning, stacklevel=2)
     contract = contracts.get(event_type)
-    raw = payload if isinstance(payload, bytes) else payload.encode() if isinstance(payload, str) else None
     try:
-        event = contract.decode(msgspec.json.encode(payload) if raw is None else raw, version=contract.version)
-    except PayloadError as error:
+        event = contract.decode(_as_json(payload), version=contract.version)
+    except (PayloadError, msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
         raise InvalidEventError(event_type, field="payload", reason=str(error)) from error
     expected = contract.message_key(event)
     if message_key != expected:
@@ -56,3 +55,9 @@ def register_handler(event_type: str, handler: Callable[[Delivery[Any]], None]) 
     )
     contracts.get(event_type)
     handlers.add(event_type, handler)
+
+
+def _as_json(payload: Mapping[str, Any] | str | bytes) -> bytes:
+    if isinstance(payload, bytes):
+        return payload
+    return payload.encode() if isinstance(payload, str) else msgspec.json.encode(payload)

@@ -21,13 +21,14 @@ from outbox import signals
 from outbox.backoff import RetryPolicy, delay
 from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
-from outbox.contracts import ContractRegistry, OnDead
-from outbox.envelope import Message, decode_envelope, decode_message
+from outbox.contracts import ContractRegistry
+from outbox.envelope import decode_envelope, decode_message
 from outbox.exceptions import (
     BrokerUnavailableError,
     Discard,
     EnvelopeError,
     LostRowError,
+    LostSubscriptionError,
     NoHandlerError,
     Retry,
     UnknownEventTypeError,
@@ -45,6 +46,9 @@ from outbox.sql import Trouble, is_usable, trouble_of
 from outbox.tracing import traceparent
 
 logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = timedelta(days=3650)
+"""Whatever a handler asks for, the moment must be one that a database can hold."""
 
 _CONTENTION_LIMIT = 5
 """A transaction that loses its locks this often in a row is cut, and an event that does so alone is put off."""
@@ -66,11 +70,15 @@ class ConsumerTotals:
         return self.consumed + self.retried + self.waited + self.dead + self.rejected + self.duplicates
 
 
+_Messages = dict[tuple[int, str], list[IncomingRecord]]
+"""The records of a batch by row and event type: a foreign record with the id of a row must not hide the row's own."""
+
+
 class _HandlingFailed(Exception):  # noqa: N818 - carries the cause out of the transaction, so that it is rolled back
     """Something in the transaction raised; ``row`` is the guilty one where it stood alone."""
 
     def __init__(self, row: Locked | None, cause: Exception) -> None:
-        super().__init__(str(cause))
+        super().__init__(type(cause).__name__)
         self.row, self.cause = row, cause
 
 
@@ -92,7 +100,8 @@ class _Outcome:
 class Consumer:
     """One service's consumer; an object that a test can hold: subscription, registries and clock are passed in.
 
-    ``rand`` gives the random share of a back-off, in [0, 1). ``retry_policy`` gives the back-off of an event type.
+    ``rand`` gives the random share of a back-off, in [0, 1). ``retry_policy`` gives the back-off of an event
+    type, ``parks_key`` whether its death holds back its key.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class Consumer:
         handlers: HandlerRegistry,
         options: ConsumerOptions,
         retry_policy: Callable[[str], RetryPolicy],
+        parks_key: Callable[[str], bool],
         presence: Presence,
         heartbeat: timedelta,
         clock: Callable[[], float],
@@ -120,6 +130,7 @@ class Consumer:
         self._handlers = handlers
         self._options = options
         self._retry_policy = retry_policy
+        self._parks_key = parks_key
         self._presence = presence
         self._heartbeat_s = heartbeat.total_seconds()
         self._clock = clock
@@ -136,6 +147,8 @@ class Consumer:
     ) -> ConsumerTotals:
         """Work until ``stop`` is set, ``max_events`` are handled, or nothing came and ``is_drained`` says so.
 
+        With ``is_drained`` it also ends when the consumer is paused: nothing will come.
+
         An outage only makes it wait: the batch in hand is kept and done again.
         """
         try:
@@ -145,10 +158,13 @@ class Consumer:
                     limit = min(limit, max_events - self.totals.handled)
                 try:
                     worked = self.step(limit)
-                    if not worked and is_drained is not None and is_drained():
+                    if not worked and is_drained is not None and (self._switches.consumer_paused or is_drained()):
                         break
                 except BrokerUnavailableError as error:
                     stop.wait(self._outage.failed("broker", error))
+                except LostSubscriptionError as error:
+                    self._unsubscribe()
+                    stop.wait(self._outage.failed("subscription", error))
                 except (DatabaseError, InterfaceError) as error:
                     if trouble_of(error, self._route.database) is Trouble.STATEMENT:
                         raise
@@ -166,6 +182,7 @@ class Consumer:
         """Receive up to ``limit`` records, handle and commit them; say whether there were any.
 
         :raises BrokerUnavailableError: the broker is away; records in hand are kept.
+        :raises LostSubscriptionError: subscribe again; what was not committed comes again.
         :raises DatabaseError: the database is away; records in hand are kept.
         """
         self._beat()
@@ -201,7 +218,7 @@ class Consumer:
                 if len(ordered) > 1:
                     self._in_halves(ordered)
                 elif failed.row is None:
-                    raise failed.cause from None
+                    raise failed.cause from failed.cause.__cause__  # which says whose fault it is
                 elif contended:
                     self._let_wait(failed.row)
                 else:
@@ -221,7 +238,8 @@ class Consumer:
         row: Locked | None = None
         try:
             with transaction.atomic(using=self._route.database):
-                rows = self._repository.lock(list(messages), max_length=self._options.batch_bytes)
+                ids = {outbox_id for outbox_id, _ in messages}
+                rows = self._repository.lock(list(ids), max_length=self._options.batch_bytes)
                 live = self._live(rows, messages, outcome)
                 if len(live) > 1 and sum(each.payload_length for each in live) > self._options.batch_bytes:
                     raise _TooMuchAtOnce
@@ -244,10 +262,8 @@ class Consumer:
             raise _HandlingFailed(row, error) from error
         return outcome
 
-    def _decode(
-        self, records: Sequence[IncomingRecord], outcome: _Outcome
-    ) -> dict[int, tuple[IncomingRecord, Message]]:
-        messages: dict[int, tuple[IncomingRecord, Message]] = {}
+    def _decode(self, records: Sequence[IncomingRecord], outcome: _Outcome) -> _Messages:
+        messages: _Messages = {}
         for record in records:
             try:
                 message = decode_message(record.value)
@@ -256,36 +272,30 @@ class Consumer:
                 continue
             if message.service_name not in {"", self._route.service}:
                 outcome.rejected.append(Rejection(record, f"it belongs to service {message.service_name!r}"))
-            elif message.outbox_id in messages:
-                outcome.duplicates += 1
             else:
-                messages[message.outbox_id] = (record, message)
+                messages.setdefault((message.outbox_id, message.event_type), []).append(record)
         return messages
 
-    def _live(
-        self, rows: Sequence[Locked], messages: dict[int, tuple[IncomingRecord, Message]], outcome: _Outcome
-    ) -> list[Locked]:
+    def _live(self, rows: Sequence[Locked], messages: _Messages, outcome: _Outcome) -> list[Locked]:
         """Return the rows that still have their effect before them; reject records that no row belongs to."""
         found = {row.id: row for row in rows}
         live = []
-        for outbox_id, (record, message) in sorted(messages.items()):
+        for (outbox_id, event_type), records in sorted(messages.items()):
             row = found.get(outbox_id)
             if row is None:
-                outcome.rejected.append(
-                    Rejection(record, f"no row {outbox_id} in {self._route.table}: pruned or foreign")
+                reason = f"no row {outbox_id} in {self._route.table}: pruned or foreign"
+                outcome.rejected += [Rejection(record, reason) for record in records]
+            elif row.event_type != event_type or row.event_type in self._repository.foreign_types:
+                reason = (
+                    f"row {outbox_id} of {self._route.table} is a {row.event_type!r} and not this service's "
+                    f"{event_type!r}"
                 )
-            elif row.event_type != message.event_type or row.event_type in self._repository.foreign_types:
-                outcome.rejected.append(
-                    Rejection(
-                        record,
-                        f"row {outbox_id} of {self._route.table} is a {row.event_type!r} and not this service's "
-                        f"{message.event_type!r}",
-                    )
-                )
+                outcome.rejected += [Rejection(record, reason) for record in records]
             elif row.status not in UNFINISHED or not (row.is_due or row.status == UNFINISHED[1]):
                 # Done already; or in its back-off, and an old record of it came early: the relay sends a new one.
-                outcome.duplicates += 1
+                outcome.duplicates += len(records)
             else:
+                outcome.duplicates += len(records) - 1
                 live.append(row)
         return live
 
@@ -311,7 +321,7 @@ class Consumer:
             database=self._route.database,
             traceparent=row.traceparent,
         )
-        return Readable(delivery, handler, contract.on_dead)
+        return Readable(delivery, handler)
 
     def _put_back(self, plan: Plan, outcome: _Outcome) -> None:
         if not plan.wait:
@@ -366,6 +376,7 @@ class Consumer:
         pause = error.after if isinstance(error, Retry) else None
         if pause is None:
             pause = delay(attempt, self._retry_policy(row.event_type), self._rand())
+        pause = min(pause, _LONGEST_PAUSE)
         with transaction.atomic(using=self._route.database):
             self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
         self.totals.retried += 1
@@ -402,16 +413,10 @@ class Consumer:
             if trouble_of(error, self._route.database) is Trouble.OUTAGE:
                 raise error
         elif not is_usable(self._route.database):
-            raise InterfaceError(f"the database went away while a handler ran: {error!r}") from error
+            raise InterfaceError(f"the database went away while a handler ran: {type(error).__name__}") from error
 
     def _lost_its_locks(self, error: Exception) -> bool:
         return isinstance(error, DatabaseError) and trouble_of(error, self._route.database) is Trouble.CONTENTION
-
-    def _parks_key(self, event_type: str) -> bool:
-        try:
-            return self._contracts.get(event_type).on_dead is OnDead.PARK
-        except UnknownEventTypeError:
-            return False
 
     # --- telling -------------------------------------------------------------------------------------------------
 
@@ -453,9 +458,13 @@ class Consumer:
             self._subscription = self._subscribe()
         return self._subscription
 
-    def _close(self) -> None:
+    def _unsubscribe(self) -> None:
         if self._subscription is not None:
             self._subscription.close()
+            self._subscription = None
+
+    def _close(self) -> None:
+        self._unsubscribe()
         try:
             self._presence.leave()
         except (DatabaseError, InterfaceError) as error:
@@ -466,11 +475,18 @@ def _place(record: IncomingRecord) -> tuple[int, int]:
     return record.partition, record.offset
 
 
+def _message_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as unspeakable:  # noqa: BLE001 - the error is somebody else's, and so is what its text does
+        return f"its message cannot be read: {type(unspeakable).__name__}"
+
+
 def _failure(error: Exception, *, with_traceback: bool = True) -> Failure:
     """Describe ``error``: the class and message a person reads first, the traceback behind."""
     name = type(error).__name__
     return Failure(
-        reason=f"{name}: {error}",
+        reason=f"{name}: {_message_of(error)}",
         error_class=name,
         traceback="".join(traceback.format_exception(error)) if with_traceback else None,
     )

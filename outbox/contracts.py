@@ -63,7 +63,8 @@ class EventContract(Generic[P]):
         :raises InvalidEventError: it is empty, too long, or begins or ends with white space (MySQL compares keys
             without regard to trailing blanks, so such keys would not stay apart).
         """
-        key = str(self.key(payload))
+        value = self.key(payload)
+        key = "" if value is None else str(value)
         if not key:
             raise InvalidEventError(self.event_type, field="message_key", reason="it is empty; give the key a value")
         if len(key) > KEY_MAX_LENGTH:
@@ -90,7 +91,7 @@ class EventContract(Generic[P]):
             self._check(msgspec.json.decode(encoded, type=self.payload_type))
         except FieldError as error:
             raise InvalidEventError(self.event_type, field=error.field, reason=error.reason) from error
-        except (msgspec.ValidationError, msgspec.MsgspecError, TypeError, ValueError) as error:
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError) as error:
             raise InvalidEventError(self.event_type, field=_field_of(error), reason=str(error)) from error
         return encoded
 
@@ -103,8 +104,8 @@ class EventContract(Generic[P]):
         try:
             if version == self.version:
                 return self._check(msgspec.json.decode(raw, type=self.payload_type))
-            return self._check(msgspec.convert(self._lift(raw, version), type=self.payload_type))
-        except (msgspec.MsgspecError, UnicodeError, FieldError) as error:
+            return self._check(msgspec.convert(self._lift(raw, version), type=self.payload_type, str_keys=True))
+        except (msgspec.MsgspecError, UnicodeError, RecursionError, FieldError) as error:
             raise PayloadError(f"payload of {self.event_type!r} {version}: {error}") from error
 
     def _check(self, payload: P) -> P:

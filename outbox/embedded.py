@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
+
+from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.catalog import repository_of
 from outbox.conf import outbox_settings
@@ -11,6 +14,8 @@ from outbox.fields import SHARD_COUNT
 from outbox.leases import CONSUMER, Presence, ShardLeases, new_worker_id
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
+
+logger = logging.getLogger(__name__)
 
 
 class LeasedRows:
@@ -28,7 +33,12 @@ class LeasedRows:
         return self._repository.published(shards=None if len(held) == SHARD_COUNT else held, limit=limit)
 
     def close(self) -> None:
-        self._leases.release()
+        """Give the shards back; without the database, leave them to run out."""
+        try:
+            self._leases.release()
+        except (DatabaseError, InterfaceError) as error:
+            service = self._repository.route.service
+            logger.warning("consumer of %s: shard leases run out by themselves: %s", service, error)
 
 
 def open_rows(route: ServiceRoute) -> LeasedRows:

@@ -72,6 +72,9 @@ _stored_decoder: Final = msgspec.json.Decoder(_StoredEnvelope)
 _received_decoder: Final = msgspec.json.Decoder(_ReceivedMessage)
 _encoder: Final = msgspec.json.Encoder()
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeError, RecursionError)
+"""What decoding raises; the last for JSON that is nested more deeply than a decoder follows."""
+
 
 def encode_envelope(envelope: Envelope) -> bytes:
     """Return the JSON for the ``payload`` column."""
@@ -85,7 +88,7 @@ def decode_envelope(raw: bytes | str, *, outbox_id: int, event_type: str) -> Env
     """
     try:
         stored = _stored_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except _UNREADABLE as error:
         raise EnvelopeError(f"column 'payload' of row {outbox_id} is not an envelope: {error}") from error
     if stored.event_type and stored.event_type != event_type:
         raise EnvelopeError(
@@ -124,7 +127,7 @@ def decode_message(raw: bytes | None) -> Message:
         raise EnvelopeError("the record has no value")
     try:
         received = _received_decoder.decode(raw)
-    except (msgspec.DecodeError, UnicodeError) as error:
+    except _UNREADABLE as error:
         raise EnvelopeError(f"the record's value is not an outbox message: {error}") from error
     if not 0 < received.outbox_id < 2**63:
         raise EnvelopeError(f"the record's value is not an outbox message: outbox_id is {received.outbox_id}")

@@ -7,6 +7,7 @@ belong elsewhere.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
@@ -63,8 +64,13 @@ class HandlerRegistry:
     def add(self, event_type: str, function: Callable[[Any], None], *, batch: bool = False) -> None:
         """Register the handler of ``event_type``; the same function again is harmless.
 
-        :raises ConfigurationError: the event type has another handler.
+        :raises ConfigurationError: the event type has another handler, or calling this one would not run it.
         """
+        if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+            raise ConfigurationError(
+                f"handler {function!r} of {event_type!r} is a coroutine or a generator, which a call does not run; "
+                f"make it a plain function"
+            )
         handler = Handler(function, batch)
         known = self._handlers.setdefault(event_type, handler)
         if known != handler:

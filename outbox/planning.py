@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from outbox.contracts import OnDead
 from outbox.exceptions import UnreadableError
 from outbox.handlers import Delivery, Handler
 from outbox.repository import Blocker, Locked
@@ -23,7 +22,6 @@ class Readable:
 
     delivery: Delivery[Any]
     handler: Handler
-    on_dead: OnDead
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,8 @@ from django.db.utils import DatabaseError, InterfaceError
 from outbox import signals
 from outbox.brokers.base import Broker, OutgoingRecord, PendingSend, Producer
 from outbox.conf import RelayOptions
-from outbox.contracts import ContractRegistry, OnDead
 from outbox.envelope import Envelope, decode_envelope, encode_message, headers_of
-from outbox.exceptions import BrokerUnavailableError, EnvelopeError, UnknownEventTypeError
+from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
@@ -55,7 +54,8 @@ class _InFlight:
 class Relay:
     """One service's relay; an object that a test can hold: broker, leases and clock are passed in.
 
-    ``reference_bytes``: a payload column longer than this stays in its row, its record says where it is.
+    ``parks_key`` says whether the death of an event type holds back its key. ``reference_bytes``: a payload
+    column longer than this stays in its row, its record says where it is.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Relay:
         broker: Broker,
         client_id: str,
         leases: ShardLeases,
-        contracts: ContractRegistry,
+        parks_key: Callable[[str], bool],
         options: RelayOptions,
         reference_bytes: int,
         clock: Callable[[], float],
@@ -76,7 +76,7 @@ class Relay:
         self._broker = broker
         self._client_id = client_id
         self._leases = leases
-        self._contracts = contracts
+        self._parks_key = parks_key
         self._options = options
         self._reference_bytes = reference_bytes
         self._clock = clock
@@ -205,12 +205,6 @@ class Relay:
             self.totals.dead += 1
             logger.error("relay of %s: row %s is dead: %s", self._route.service, row_id, failure.reason)
             signals.refused.send_robust(self._route.service, outbox_id=row_id, reason=failure.reason)
-
-    def _parks_key(self, event_type: str) -> bool:
-        try:
-            return self._contracts.get(event_type).on_dead is OnDead.PARK
-        except UnknownEventTypeError:
-            return False
 
     # --- what is in flight ---------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from outbox.routes import ServiceRoute
 from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
+TRACEBACK_MAX_LENGTH: Final = 100_000
 _INSERT_MAX_ROWS: Final = 500
 _INSERT_MAX_BYTES: Final = 4 * 1024 * 1024
 """One INSERT stays well below MySQL's smallest usual ``max_allowed_packet`` (16 MiB)."""
@@ -148,20 +149,13 @@ class OutboxRepository:
         were marked a moment ago and not yet purged, which would make a claim ten times slower; rows that were
         committed late lie before it, so a caller starts from the oldest again and again.
         """
-        conditions, parameters = self._in_shards(Status.PENDING, shards)
-        if after is None:
-            conditions.append(f"(next_retry_at IS NULL OR next_retry_at <= {self._sql.now})")
-        else:
-            moment, last_id = after
-            conditions.append(f"next_retry_at >= %s AND next_retry_at <= {self._sql.now}")
-            conditions.append("(next_retry_at > %s OR id > %s)")
-            parameters += [moment, moment, last_id]
+        oldest, parameters = self._oldest_due(shards, limit) if after is None else self._due_after(after, shards, limit)
         found = self._fetch(
-            "SELECT m.id, m.event_type, m.message_key, CASE WHEN LENGTH(m.payload) <= %s THEN m.payload END,"
-            f" m.traceparent, m.next_retry_at, {self._sql.now}"
-            f" FROM (SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
-            f" ORDER BY next_retry_at, id LIMIT %s) due JOIN {self._table} m ON m.id = due.id",
-            [max_length, *parameters, limit],
+            "SELECT m.id, m.event_type, m.message_key,"
+            f" CASE WHEN {self._sql.length.format('m.payload')} <= %s THEN m.payload END,"
+            f" m.traceparent, {self._sql.exact.format('m.next_retry_at')}, {self._sql.now}"
+            f" FROM ({oldest}) due JOIN {self._table} m ON m.id = due.id",
+            [max_length, *parameters],
         )
         if not found:
             return Claim([])
@@ -224,12 +218,12 @@ class OutboxRepository:
         """
         if not ids:
             return []
-        now = self._sql.now
+        now, length = self._sql.now, self._sql.length.format("payload")
         found = self._fetch(
             "SELECT id, event_type, message_key, status, retry_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
-            f" CASE WHEN status IN (%s, %s) AND LENGTH(payload) <= %s THEN payload END,"
-            f" CASE WHEN status IN (%s, %s) THEN LENGTH(payload) ELSE 0 END"
+            f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN payload END,"
+            f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
             f" ORDER BY id{self._sql.for_update}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
@@ -343,7 +337,7 @@ class OutboxRepository:
             )
             ids = [row[0] for row in unlocked]
             if ids:
-                deleted = self._execute(f"DELETE FROM {self._table} WHERE id IN ({id_list(ids)})")
+                deleted = self._execute(self._sql.delete_by_id.format(table=self._table, ids=id_list(ids)))
         # Ids grow with time, so behind a row as young as the limit there is nothing left to delete.
         reached_young = all(from_db(row[3]) >= consumed_before for row in window)
         return Pruned(deleted, None if reached_young or len(window) < limit else window[-1][0])
@@ -395,6 +389,38 @@ class OutboxRepository:
             conditions.append(f"event_type NOT IN ({placeholders(self.foreign_types)})")
             parameters += self.foreign_types
         return conditions, parameters
+
+    def _oldest_due(self, shards: Collection[int] | None, limit: int) -> tuple[str, list[Any]]:
+        """Return the search for the rows that are due the longest; a row without a due time goes before all others.
+
+        Where an index ends with NULL, such rows are looked for by themselves: behind a backlog that never ends, they
+        would never be sent, and what waits for them would make it never end.
+        """
+        conditions, parameters = self._in_shards(Status.PENDING, shards)
+        scope = f"SELECT id, next_retry_at FROM {self._table} WHERE {' AND '.join(conditions)}"
+        in_order = "ORDER BY next_retry_at, id LIMIT %s"
+        if self._sql.nulls_first:
+            due = f"(next_retry_at IS NULL OR next_retry_at <= {self._sql.now})"
+            return f"{scope} AND {due} {in_order}", [*parameters, limit]
+        both = (
+            f"({scope} AND next_retry_at IS NULL {in_order}) UNION ALL"
+            f" ({scope} AND next_retry_at <= {self._sql.now} {in_order})"
+        )
+        return (
+            f"({both}) ORDER BY next_retry_at NULLS FIRST, id LIMIT %s",
+            [*parameters, limit, *parameters, limit, limit],
+        )
+
+    def _due_after(self, after: tuple[Any, int], shards: Collection[int] | None, limit: int) -> tuple[str, list[Any]]:
+        """Return the search for due rows behind the last one of an earlier claim."""
+        conditions, parameters = self._in_shards(Status.PENDING, shards)
+        moment, last_id = after
+        conditions.append(f"next_retry_at >= %s AND next_retry_at <= {self._sql.now}")
+        conditions.append("(next_retry_at > %s OR id > %s)")
+        return (
+            f"SELECT id FROM {self._table} WHERE {' AND '.join(conditions)} ORDER BY next_retry_at, id LIMIT %s",
+            [*parameters, moment, moment, last_id, limit],
+        )
 
     def _oldest_unfinished(self, locked: Sequence[Locked], foreign_types: Sequence[str] = ()) -> list[int]:
         """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``."""
@@ -454,7 +480,17 @@ class OutboxRepository:
 
 
 def _columns(failure: Failure) -> list[Any]:
-    return [failure.reason[:LAST_ERROR_MAX_LENGTH], failure.error_class[:200], failure.traceback]
+    return [
+        _storable(failure.reason, LAST_ERROR_MAX_LENGTH),
+        _storable(failure.error_class, 200),
+        None if failure.traceback is None else _storable(failure.traceback, TRACEBACK_MAX_LENGTH),
+    ]
+
+
+def _storable(text: str, max_length: int) -> str:
+    """Escape what a database refuses in a text, a NUL or half a surrogate pair: an exception may say anything."""
+    cut = text[:max_length]
+    return cut.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")[:max_length]
 
 
 def _chunks(rows: Iterable[NewRow]) -> Iterator[list[NewRow]]:

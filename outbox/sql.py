@@ -27,6 +27,8 @@ class Dialect:
     """The length of a text in bytes, which is what brokers and packets are limited by."""
     exact: str = "{}"
     """A moment so that, given back as a parameter, it compares equal to its column."""
+    nulls_first: bool = True
+    """An index in ascending order begins with NULL."""
     by_primary_key: str = ""
     """Hint behind the table's name: look the ids up by primary key. Locks are then taken in one order everywhere."""
     delete_by_id: str = "DELETE FROM {table} WHERE id IN ({ids})"
@@ -47,7 +49,12 @@ _DIALECTS: Final = {
         for_update=" FOR UPDATE",
         skip_locked=" FOR UPDATE SKIP LOCKED",
     ),
-    "postgresql": Dialect(now="STATEMENT_TIMESTAMP()", for_update=" FOR UPDATE", skip_locked=" FOR UPDATE SKIP LOCKED"),
+    "postgresql": Dialect(
+        now="STATEMENT_TIMESTAMP()",
+        nulls_first=False,
+        for_update=" FOR UPDATE",
+        skip_locked=" FOR UPDATE SKIP LOCKED",
+    ),
     # SQLite has one writer at a time: a transaction begun IMMEDIATE has locked every row already.
     # Its moments are texts, with or without a fraction: the driver's datetime would not compare equal to its column.
     "sqlite": Dialect(

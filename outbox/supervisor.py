@@ -92,8 +92,11 @@ class Supervisor:
         self._say(child.name, f"started as process {child.process.pid}")
 
     def _copy(self, name: str, process: subprocess.Popen[str]) -> None:
-        for line in process.stdout or ():
-            self._say(name, line.rstrip("\n"))
+        if process.stdout is None:
+            return
+        with process.stdout as lines:
+            for line in lines:
+                self._say(name, line.rstrip("\n"))
 
     def _say(self, name: str, text: str) -> None:
         with self._lock:

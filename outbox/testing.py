@@ -43,6 +43,7 @@ from outbox.fields import SHARD_COUNT
 from outbox.leases import ShardLeases, Switches
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
+from outbox.policies import EventPolicies
 from outbox.relay import Relay
 from outbox.routes import ServiceRoute
 from outbox.workers import build_consumer, routes_of
@@ -225,7 +226,7 @@ class _Service:
             broker=broker,
             client_id="drain",
             leases=_AllShards(),
-            contracts=contracts,
+            parks_key=EventPolicies(contracts, configured).parks_key,
             options=configured.relay,
             reference_bytes=configured.reference_bytes,
             clock=time.monotonic,

@@ -21,10 +21,11 @@ from outbox.catalog import repository_of, route_registry
 from outbox.conf import OutboxSettings, outbox_settings
 from outbox.consumer import Consumer, ConsumerTotals
 from outbox.contracts import contracts
-from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError, UnknownEventTypeError
+from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError
 from outbox.handlers import handlers
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
 from outbox.outage import OutageWatch
+from outbox.policies import EventPolicies
 from outbox.rejections import RejectionStore
 from outbox.relay import Relay, RelayTotals
 from outbox.routes import ServiceRoute
@@ -76,7 +77,7 @@ def build_relay(route: ServiceRoute, broker: Broker) -> Relay:
             heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
             clock=time.monotonic,
         ),
-        contracts=contracts,
+        parks_key=EventPolicies(contracts, configured).parks_key,
         options=configured.relay,
         reference_bytes=configured.reference_bytes,
         clock=time.monotonic,
@@ -88,13 +89,7 @@ def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
     configured = outbox_settings()
     worker_id = new_worker_id()
 
-    def retry_policy(event_type: str) -> Any:
-        try:
-            declared = contracts.get(event_type).retry
-        except UnknownEventTypeError:
-            declared = None
-        return configured.retry_policy(event_type, declared)
-
+    policies = EventPolicies(contracts, configured)
     return Consumer(
         repository=repository_of(route.service),
         rejections=RejectionStore(route.service, route.database),
@@ -102,7 +97,8 @@ def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
         contracts=contracts,
         handlers=handlers,
         options=configured.consumer,
-        retry_policy=retry_policy,
+        retry_policy=policies.retry,
+        parks_key=policies.parks_key,
         presence=_presence(route, CONSUMER, worker_id, configured),
         heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
         clock=time.monotonic,

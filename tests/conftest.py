@@ -2,21 +2,21 @@
 
 Tests of the outbox need real commits, so these fixtures open the databases without a transaction around the test and
 empty the few tables that are used afterwards, which takes milliseconds where flushing a database takes seconds.
+Django is imported when a fixture needs it: some tests run without it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from django.conf import settings as django_settings
-from django.db import connections, transaction
-from django.test.utils import setup_databases, teardown_databases
 
-from outbox.brokers.memory import MemoryBroker
 from tests.services import require
-from tests.toys import ManualClock, RecordingStop, ToyEffect, Toys
+
+if TYPE_CHECKING:
+    from outbox.brokers.memory import MemoryBroker
+    from tests.toys import ManualClock, RecordingStop, Toys
 
 ALIASES = ("default", "mariadb", "postgres")
 """The aliases of ``tests.settings``; ``default`` is SQLite."""
@@ -35,12 +35,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Remember which databases are real, before any is replaced by one for tests; let each be made by itself."""
-    for alias in django_settings.DATABASES:
-        config = connections[alias].settings_dict
-        REAL_NAMES[alias] = config["NAME"]
-        config["TEST"].setdefault("DEPENDENCIES", [])
+    if not config.pluginmanager.hasplugin("django"):
+        return
+    from django.db import connections
+
+    for alias in connections:
+        options = connections[alias].settings_dict
+        REAL_NAMES[alias] = options["NAME"]
+        options["TEST"].setdefault("DEPENDENCIES", [])
 
 
 @pytest.fixture(scope="session")
@@ -48,11 +52,14 @@ def test_databases(
     request: pytest.FixtureRequest, django_db_setup: None, django_db_blocker: Any, django_db_keepdb: bool
 ) -> Iterator[None]:
     """Create the databases that tests ask ``database_alias`` for; pytest-django creates those of marked tests only."""
+    from django.db import connections
+    from django.test.utils import setup_databases, teardown_databases
+
     wanted = {
         item.callspec.params["database_alias"]
         for item in request.session.items
         if isinstance(item, pytest.Function) and "database_alias" in getattr(item, "fixturenames", ())
-    } & set(REAL_NAMES)
+    } & set(REAL_NAMES) | {"default"}  # which Django opens on the way
     missing = {alias for alias in wanted if connections[alias].settings_dict["NAME"] == REAL_NAMES[alias]}
     with django_db_blocker.unblock():
         created = setup_databases(
@@ -69,9 +76,12 @@ def test_databases(
 @pytest.fixture(params=ALIASES)
 def database_alias(request: pytest.FixtureRequest, test_databases: None, django_db_blocker: Any) -> Iterator[str]:
     """Give each database in turn: with real commits, and emptied after the test."""
+    from django.db import connections
+
     alias: str = request.param
-    if alias not in django_settings.DATABASES:
+    if alias not in REAL_NAMES:
         require(alias)
+        pytest.fail(f"{alias} has come up since the settings for tests were read: start again")
     with django_db_blocker.unblock():
         yield alias
         for each in connections.all(initialized_only=True):
@@ -105,27 +115,39 @@ def alias(database_alias: str, configure: Configure) -> str:
 @pytest.fixture
 def toys() -> Toys:
     """Return events and handlers of the agent service that a test can make fail."""
+    from tests.toys import Toys
+
     return Toys()
 
 
 @pytest.fixture
 def broker() -> MemoryBroker:
+    from outbox.brokers.memory import MemoryBroker
+
     return MemoryBroker(partitions=3)
 
 
 @pytest.fixture
 def stop() -> RecordingStop:
     """Return a stop flag that notes pauses instead of making them."""
+    from tests.toys import RecordingStop
+
     return RecordingStop()
 
 
 @pytest.fixture
 def clock() -> ManualClock:
     """Return monotonic seconds that pass only when the test says so."""
+    from tests.toys import ManualClock
+
     return ManualClock()
 
 
 def _create_toy_table(alias: str) -> None:
+    from django.db import connections
+
+    from tests.toys import ToyEffect
+
     connection = connections[alias]
     assert connection.settings_dict["NAME"] != REAL_NAMES[alias], "tests must not touch a real database"
     if ToyEffect._meta.db_table not in connection.introspection.table_names():
@@ -134,12 +156,15 @@ def _create_toy_table(alias: str) -> None:
 
 
 def _empty(alias: str) -> None:
+    from django.db import connections, transaction
+
     from outbox.catalog import service_models
     from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+    from tests.toys import ToyEffect
 
     connection = connections[alias]
     models = [*service_models().values(), RejectedRecord, ServiceSwitch, ShardLease, Worker, ToyEffect]
-    tables = [model._meta.db_table for model in models] + ["agent_state_snapshot_records"]
+    tables = [*(model._meta.db_table for model in models), "agent_state_snapshot_records"]
     with transaction.atomic(using=alias), connection.cursor() as cursor:
         for table in tables:
             cursor.execute(f"DELETE FROM {connection.ops.quote_name(table)}")

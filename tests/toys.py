@@ -132,6 +132,9 @@ class Toys:
         """Let the row succeed from now on."""
         self.plans.pop(outbox_id, None)
 
+    def parks_key(self, event_type: str) -> bool:
+        return event_type in {PARKED, PARKED_BULK}
+
     def retry_policy(self, event_type: str) -> RetryPolicy:
         return NO_JITTER
 

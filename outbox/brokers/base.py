@@ -93,6 +93,7 @@ class Subscription(Protocol):
         Membership is kept up between calls, however long the caller takes.
 
         :raises BrokerUnavailableError: the broker is away; call again later, nothing is lost.
+        :raises LostSubscriptionError: the subscription was closed or lost; subscribe again.
         """
         ...
 

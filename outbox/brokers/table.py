@@ -26,6 +26,7 @@ from outbox.brokers.base import (
     TopicState,
 )
 from outbox.envelope import Envelope, encode_message
+from outbox.exceptions import BrokerError, LostSubscriptionError
 from outbox.routes import ServiceRoute
 
 _POLL_FLOOR_S = 0.01
@@ -59,11 +60,16 @@ class _Sent:
 class TableProducer:
     """Sends nothing: marking a row published is what makes it a message."""
 
+    def __init__(self) -> None:
+        self._closed = False
+
     def send(self, records: Sequence[OutgoingRecord]) -> _Sent:
+        if self._closed:
+            raise BrokerError("the producer is closed")
         return _Sent(tuple(record.outbox_id for record in records))
 
     def close(self) -> None:
-        """Hold nothing."""
+        self._closed = True
 
 
 class TableSubscription:
@@ -72,8 +78,11 @@ class TableSubscription:
     def __init__(self, route: ServiceRoute, rows: PublishedRows) -> None:
         self._route = route
         self._rows = rows
+        self._closed = False
 
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
+        if self._closed:
+            raise LostSubscriptionError(f"the subscription of {self._route.group!r} has ended; subscribe again")
         deadline = time.monotonic() + timeout.total_seconds()
         pause_s = _POLL_FLOOR_S
         while True:
@@ -88,7 +97,9 @@ class TableSubscription:
         """Hold nothing: a row that is done is not ``published`` any more."""
 
     def close(self) -> None:
-        self._rows.close()
+        if not self._closed:
+            self._closed = True
+            self._rows.close()
 
     def _record(self, outbox_id: int, event_type: str, key: str) -> IncomingRecord:
         pointer = Envelope(event_id="", event_type=event_type, event_version="", aggregate_id="", payload=_NULL)

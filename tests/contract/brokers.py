@@ -1,7 +1,7 @@
 """What the contract suite needs of a backend beside its ``Broker``: topics, foreign records, outages on demand.
 
 To have another backend tested: subclass ``BrokerHarness``, list it in ``HARNESSES``, and leave out of ``features`` what
-it cannot do.
+it cannot do. One that needs a database has its harness from a fixture of its own, as in ``test_table_broker.py``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 import pytest
+from django.db import connections
 
 from outbox.brokers.base import Broker, IncomingRecord, OutgoingRecord, Subscription
 from outbox.brokers.memory import MemoryBroker
-from outbox.envelope import Headers
+from outbox.envelope import Headers, decode_message
 from outbox.routes import ServiceRoute
 from tests.services import require
 from tests.waiting import wait_until
@@ -27,7 +28,20 @@ ANSWER_TIMEOUT = timedelta(seconds=30)
 RECEIVE_TIMEOUT = timedelta(milliseconds=200)
 SMALL_RECORD_BYTES = 20_000
 
-ALL_FEATURES = frozenset({"foreign", "members", "outage", "positions", "redelivery", "refusal", "topics"})
+ALL_FEATURES = frozenset(
+    {
+        "foreign",
+        "groups",  # several on one topic, each with all its records
+        "members",
+        "offsets",  # reading goes on behind what is in hand; a commit covers all before it
+        "outage",
+        "positions",
+        "redelivery",
+        "refusal",
+        "topics",
+        "values",  # what was sent as value and headers comes through
+    }
+)
 
 
 class BrokerHarness(abc.ABC):
@@ -176,29 +190,36 @@ def publish(harness: BrokerHarness, batch: Sequence[OutgoingRecord]) -> None:
 
 
 def receive_exactly(
-    subscription: Subscription, count: int, *, max_records: int = 500, timeout_s: float = 30.0
+    subscription: Subscription, count: int, *, max_records: int = 500, timeout_s: float = 30.0, commit: bool = False
 ) -> list[IncomingRecord]:
-    """Receive ``count`` records, no more."""
+    """Receive ``count`` records, no more; ``commit`` each batch before the next."""
     received: list[IncomingRecord] = []
 
     def enough() -> bool:
-        received.extend(
-            subscription.receive(max_records=min(max_records, count - len(received)), timeout=RECEIVE_TIMEOUT)
-        )
+        batch = subscription.receive(max_records=min(max_records, count - len(received)), timeout=RECEIVE_TIMEOUT)
+        if commit and batch:
+            subscription.commit(batch)
+        received.extend(batch)
         return len(received) >= count
 
     wait_until(enough, timeout=timeout_s, interval=0, message=f"{count} records")
     return received
 
 
+def outbox_id(record: IncomingRecord) -> int:
+    """Return the id that a record of ``records()`` says, or that a message of the outbox does; -1 without a value."""
+    value = record.value or b"-1"
+    return decode_message(value).outbox_id if value.startswith(b"{") else int(value)
+
+
 def ids(received: Iterable[IncomingRecord]) -> list[int]:
-    return [int(record.value or b"-1") for record in received]
+    return [outbox_id(record) for record in received]
 
 
 def ids_by_key(received: Iterable[IncomingRecord]) -> dict[bytes | None, list[int]]:
     found: dict[bytes | None, list[int]] = {}
     for record in received:
-        found.setdefault(record.key, []).append(int(record.value or b"-1"))
+        found.setdefault(record.key, []).append(outbox_id(record))
     return found
 
 
@@ -224,6 +245,7 @@ class Member:
             self.error = error
         finally:
             self._subscription.close()
+            connections.close_all()  # those of this thread
 
     def leave(self) -> None:
         self._stop.set()

@@ -1,8 +1,10 @@
-"""One suite for every broker backend: what ``outbox.brokers.base`` promises."""
+"""One suite for every broker backend: what ``outbox.brokers.base`` promises.
+
+Its part about several members is ``test_broker_members.py``; ``test_table_broker.py`` runs both on every database.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -13,29 +15,18 @@ from outbox.exceptions import BrokerError, LostSubscriptionError
 from outbox.routes import ServiceRoute
 from tests.contract.brokers import (
     ANSWER_TIMEOUT,
-    HARNESSES,
     RECEIVE_TIMEOUT,
     SMALL_RECORD_BYTES,
     BrokerHarness,
-    Member,
-    MemoryHarness,
     ids,
     ids_by_key,
+    outbox_id,
     publish,
     receive_exactly,
     records,
 )
-from tests.contract.outage import outage_is_said_and_survived
-from tests.waiting import wait_until
 
 NOW = timedelta(0)
-
-
-@pytest.fixture(params=HARNESSES, ids=lambda harness: harness.name)
-def harness(request: pytest.FixtureRequest) -> Iterator[BrokerHarness]:
-    opened = request.param()
-    yield opened
-    opened.close()
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------
@@ -80,7 +71,7 @@ def test_batches_in_flight_keep_order_of_key(harness: BrokerHarness) -> None:
     producer.close()
 
     subscription = harness.broker.subscribe(route, client_id="contract")
-    received = receive_exactly(subscription, 1000)
+    received = receive_exactly(subscription, 1000, commit=True)
     subscription.close()
     assert sorted(ids(received)) == list(range(1, 1001))
     assert all(numbers == sorted(numbers) for numbers in ids_by_key(received).values())
@@ -139,18 +130,29 @@ def test_record_that_no_client_takes_is_refused_alone(harness: BrokerHarness) ->
 # --- what a record carries -------------------------------------------------------------------------------------------
 
 
-def test_key_value_and_headers_come_through(harness: BrokerHarness) -> None:
+def test_topic_key_and_id_come_through(harness: BrokerHarness) -> None:
+    route = harness.ready_route()
+    publish(harness, [replace(records(route, 1, first_id=7)[0], key="conversation-ü")])
+
+    subscription = harness.broker.subscribe(route, client_id="contract")
+    [received] = receive_exactly(subscription, 1)
+    subscription.close()
+
+    assert (received.topic, received.key, outbox_id(received)) == (route.topic, "conversation-ü".encode(), 7)
+
+
+def test_value_and_headers_come_through(harness: BrokerHarness) -> None:
+    harness.need("values")
     route = harness.ready_route()
     headers = (("event_id", b"7"), ("traceparent", b"00-\xff"), ("event_id", b""))
-    sent = OutgoingRecord(7, route.topic, "conversation-ü", b'{"outbox_id": 7}\x00', headers)
+    sent = OutgoingRecord(7, route.topic, "conversation", b'{"outbox_id": 7}\x00', headers)
     publish(harness, [sent])
 
     subscription = harness.broker.subscribe(route, client_id="contract")
     [received] = receive_exactly(subscription, 1)
     subscription.close()
 
-    assert (received.topic, received.key, received.value) == (route.topic, sent.key.encode(), sent.value)
-    assert received.headers == headers
+    assert (received.value, received.headers) == (sent.value, headers)
 
 
 def test_foreign_bytes_come_through(harness: BrokerHarness) -> None:
@@ -191,6 +193,17 @@ def test_receive_keeps_to_its_limit(harness: BrokerHarness) -> None:
     publish(harness, records(route, 25))
     subscription = harness.broker.subscribe(route, client_id="contract")
 
+    assert ids(receive_exactly(subscription, 10, commit=True)) == list(range(1, 11))
+    assert ids(receive_exactly(subscription, 15, commit=True)) == list(range(11, 26))
+    subscription.close()
+
+
+def test_receive_goes_on_behind_what_is_in_hand(harness: BrokerHarness) -> None:
+    harness.need("offsets")
+    route = harness.ready_route(partitions=1)
+    publish(harness, records(route, 25))
+    subscription = harness.broker.subscribe(route, client_id="contract")
+
     assert ids(receive_exactly(subscription, 10)) == list(range(1, 11))
     assert ids(receive_exactly(subscription, 15)) == list(range(11, 26))
     subscription.close()
@@ -227,7 +240,7 @@ def test_only_what_was_committed_is_passed(harness: BrokerHarness) -> None:
 
 
 def test_commit_of_a_record_covers_all_before_it(harness: BrokerHarness) -> None:
-    harness.need("redelivery")
+    harness.need("offsets", "redelivery")
     route = harness.ready_route(partitions=1)
     publish(harness, records(route, 10))
     first = harness.broker.subscribe(route, client_id="contract-1")
@@ -243,7 +256,7 @@ def test_commit_of_a_record_covers_all_before_it(harness: BrokerHarness) -> None
 
 
 def test_groups_do_not_know_each_other(harness: BrokerHarness) -> None:
-    harness.need("redelivery")
+    harness.need("groups", "redelivery")
     route = harness.ready_route()
     publish(harness, records(route, 10))
     one = harness.broker.subscribe(route, client_id="contract-1")
@@ -257,7 +270,6 @@ def test_groups_do_not_know_each_other(harness: BrokerHarness) -> None:
 
 
 def test_ended_subscription_says_so(harness: BrokerHarness) -> None:
-    harness.need("redelivery")
     route = harness.ready_route()
     subscription = harness.broker.subscribe(route, client_id="contract")
     subscription.close()
@@ -265,73 +277,6 @@ def test_ended_subscription_says_so(harness: BrokerHarness) -> None:
 
     with pytest.raises(LostSubscriptionError):
         subscription.receive(max_records=1, timeout=NOW)
-
-
-# --- several members -------------------------------------------------------------------------------------------------
-
-
-def test_two_members_share_the_work_and_each_record_comes_once(harness: BrokerHarness) -> None:
-    harness.need("members")
-    route = harness.ready_route(partitions=6)
-    members = [Member(harness, route, client_id=f"contract-{number}") for number in (1, 2)]
-    producer = harness.broker.producer(client_id="contract")
-    sent = 0
-
-    def both_work() -> bool:
-        nonlocal sent
-        batch = records(route, 60, keys=30, first_id=sent + 1)
-        assert len(producer.send(batch).report(ANSWER_TIMEOUT).acknowledged) == 60
-        sent += 60
-        return all(member.received for member in members)
-
-    wait_until(both_work, timeout=harness.takeover_timeout_s, interval=0.2)
-    wait_until(lambda: sum(len(member.received) for member in members) >= sent, timeout=harness.takeover_timeout_s)
-    for member in members:
-        member.leave()
-    producer.close()
-
-    assert sorted(ids(members[0].received + members[1].received)) == list(range(1, sent + 1))
-
-
-def test_member_that_leaves_hands_over(harness: BrokerHarness) -> None:
-    harness.need("members")
-    route = harness.ready_route(partitions=4)
-    leaver = Member(harness, route, client_id="contract-1")
-    stayer = Member(harness, route, client_id="contract-2")
-    publish(harness, records(route, 40, keys=20))
-    wait_until(lambda: len(leaver.received) + len(stayer.received) >= 40, timeout=harness.takeover_timeout_s)
-    leaver.leave()
-    before = len(stayer.received)
-
-    publish(harness, records(route, 40, keys=20, first_id=41))
-
-    wait_until(lambda: len(stayer.received) >= before + 40, timeout=harness.takeover_timeout_s)
-    stayer.leave()
-    assert sorted(ids(stayer.received[before:])) == list(range(41, 81))
-
-
-def test_partition_moves_after_its_records_in_hand_are_committed(harness: BrokerHarness) -> None:
-    harness.need("members")
-    route = harness.ready_route(partitions=4)
-    publish(harness, records(route, 40, keys=40))
-    first = harness.broker.subscribe(route, client_id="contract-1")
-    in_hand = receive_exactly(first, 40)
-
-    newcomer = Member(harness, route, client_id="contract-2")
-    first.commit(in_hand)
-    publish(harness, records(route, 40, keys=40, first_id=41))
-    received: list[int] = []
-
-    def all_there() -> bool:
-        batch = first.receive(max_records=50, timeout=RECEIVE_TIMEOUT)
-        first.commit(batch)
-        received.extend(ids(batch))
-        return len(received) + len(newcomer.received) >= 40
-
-    wait_until(all_there, timeout=harness.takeover_timeout_s, interval=0)
-    newcomer.leave()
-    first.close()
-    assert sorted(received + ids(newcomer.received)) == list(range(41, 81))
 
 
 # --- topics and positions --------------------------------------------------------------------------------------------
@@ -384,15 +329,6 @@ def test_positions_of_a_topic_that_does_not_exist_are_empty(harness: BrokerHarne
 
     assert positions is not None
     assert (positions.end, positions.lag) == ({}, 0)
-
-
-# --- outages ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("harness", [MemoryHarness], indirect=True, ids=lambda harness: harness.name)
-def test_outage_is_said_and_survived(harness: BrokerHarness) -> None:
-    """Kafka's turn is in ``tests/integration/test_kafka_outage.py``, which takes the server away."""
-    outage_is_said_and_survived(harness)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------

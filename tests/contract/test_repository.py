@@ -311,6 +311,13 @@ def test_row_without_a_due_time_is_due(alias: str, repository: OutboxRepository)
     assert claim.last is None, "a claim cannot go on behind a row that has no place in the order of time"
 
 
+def test_row_without_a_due_time_goes_before_a_backlog(alias: str, repository: OutboxRepository) -> None:
+    rows(alias, 5, due_in=-HOUR)
+    undated = rows(alias, 2, next_retry_at=None)
+
+    assert claim_ids(repository, limit=2) == undated
+
+
 def test_rows_without_a_due_time_are_reached_through_a_backlog(alias: str, repository: OutboxRepository) -> None:
     dated = rows(alias, 5)
     undated = rows(alias, 2, next_retry_at=None)

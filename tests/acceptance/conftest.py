@@ -1,0 +1,80 @@
+"""Installations on real servers; everything that a test starts is ended and removed after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.databases import MariaDBServer, PostgreSQLServer, Server, SQLiteServer
+from tests.acceptance.harness import Installation, migrate
+from tests.services import require
+
+Install = Callable[..., Installation]
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Remember that a test failed, so that its logs are shown."""
+    report: Any = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def database_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Server]]:
+    """Give the makers of databases by name; each is set up when it is first asked for."""
+    servers: dict[str, Server] = {}
+
+    def server(name: str) -> Server:
+        if name not in servers:
+            servers[name] = _server(name, tmp_path_factory)
+        return servers[name]
+
+    yield server
+    for each in servers.values():
+        each.close()
+
+
+def _server(name: str, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    if name == "mariadb":
+        return MariaDBServer(require("mariadb"), migrate)
+    if name == "postgres":
+        return PostgreSQLServer(require("postgres"), migrate)
+    return SQLiteServer(tmp_path_factory.mktemp("sqlite"), migrate)
+
+
+@pytest.fixture
+def install(
+    request: pytest.FixtureRequest, tmp_path: Path, database_servers: Callable[[str], Server]
+) -> Iterator[Install]:
+    """Give a function that makes an installation: ``install(database="mariadb", broker="kafka", options={...})``."""
+    made: list[Installation] = []
+
+    def make(*, database: str = "mariadb", broker: str = "kafka", **more: Any) -> Installation:
+        kafka = require("kafka") if broker == "kafka" else None
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        made.append(
+            Installation(database=database_servers(database).create(), kafka=kafka, folder=folder, **more),
+        )
+        return made[-1]
+
+    yield make
+    if request.node.stash.get(_FAILED, False):
+        for installation in made:
+            for name, text in installation.logs():
+                print(f"--- {name} ---\n{text}")
+    for installation in made:
+        installation.dispose()
+
+
+@pytest.fixture
+def installation(install: Install) -> Installation:
+    """An installation as it is run for real: MariaDB and Kafka."""
+    return install()

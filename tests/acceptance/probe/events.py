@@ -1,0 +1,43 @@
+"""The events of the `probe` service. Pure, so that the tests may import them without Django."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from outbox import OnDead, event
+
+Verdict = Literal["ok", "poison", "discard", "retry"]
+
+
+class ProbeEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """What the handler is to do, beside writing down its effect."""
+
+    key: str
+    n: int = 0
+    fail_times: int = 0
+    """The first so many attempts raise."""
+    sleep_ms: int = 0
+    """How long the handler takes."""
+    verdict: Verdict = "ok"
+    """``poison`` raises at every attempt, ``discard`` and ``retry`` raise what the library gives for it."""
+    filler: str = ""
+
+
+@event("probe.step", service="probe", key="key")
+class Step(ProbeEvent, frozen=True, kw_only=True):
+    """Handled one by one."""
+
+
+@event("probe.bulk", service="probe", key="key")
+class Bulk(ProbeEvent, frozen=True, kw_only=True):
+    """Handled as a list."""
+
+
+@event("probe.parking", service="probe", key="key", on_dead=OnDead.PARK)
+class Parking(ProbeEvent, frozen=True, kw_only=True):
+    """Handled one by one; when one dies, the later ones of its key wait for a person."""
+
+
+KINDS: dict[str, type[ProbeEvent]] = {"step": Step, "bulk": Bulk, "parking": Parking}

@@ -1,0 +1,55 @@
+"""What the `probe` service does with its events."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from typing import Any
+
+from outbox import Delivery, Discard, Retry, handles
+from tests.acceptance.probe.events import Bulk, Parking, ProbeEvent, Step
+from tests.acceptance.probe.models import Effect
+from tests.acceptance.probe.trace import note
+
+
+@handles(Step)
+def take_step(delivery: Delivery[Step]) -> None:
+    """Write down the effect."""
+    _run(delivery).save(using=delivery.database)
+
+
+@handles(Parking)
+def take_parking(delivery: Delivery[Parking]) -> None:
+    """Write down the effect."""
+    _run(delivery).save(using=delivery.database)
+
+
+@handles(Bulk, batch=True)
+def take_bulk(deliveries: list[Delivery[Bulk]]) -> None:
+    """Write down the effects, in one statement."""
+    Effect.objects.using(deliveries[0].database).bulk_create([_run(delivery) for delivery in deliveries])
+
+
+def _run(delivery: Delivery[Any]) -> Effect:
+    payload: ProbeEvent = delivery.payload
+    note("begin", delivery.outbox_id, delivery.attempt)
+    if payload.sleep_ms:
+        time.sleep(payload.sleep_ms / 1000)
+    if delivery.attempt <= payload.fail_times:
+        raise RuntimeError(f"attempt {delivery.attempt} of {payload.fail_times} that fail")
+    if payload.verdict == "poison":
+        raise RuntimeError("it never works")
+    if payload.verdict == "discard":
+        raise Discard("nobody wants it")
+    if payload.verdict == "retry" and delivery.attempt == 1:
+        raise Retry("not yet", after=timedelta(milliseconds=100))
+    note("end", delivery.outbox_id, delivery.attempt)
+    return Effect(
+        outbox_id=delivery.outbox_id,
+        event_id=delivery.event_id,
+        message_key=delivery.message_key,
+        n=payload.n,
+        attempt=delivery.attempt,
+        worker_pid=os.getpid(),
+    )

@@ -1,0 +1,79 @@
+"""What is stuck in ``published`` comes back; what is only waiting is not sent again."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.acceptance.conftest import Install
+from tests.acceptance.harness import Installation, remove_topics, topic_length
+from tests.acceptance.plans import Plan
+
+SOON = {"RELAY": {"REDELIVER_AFTER_SECONDS": 2.0}}
+
+
+@pytest.fixture
+def impatient(install: Install) -> Installation:
+    """Give an installation that delivers again after two seconds."""
+    return install(options=SOON)
+
+
+def test_row_marked_published_without_a_record_comes_back(impatient: Installation) -> None:
+    """Somebody marked it by hand, or the topic lost its record: for the database it is the same."""
+    impatient.publish(*[("step", {"key": f"k{n % 5}", "n": n}) for n in range(10)])
+    impatient.database.execute(
+        "UPDATE probe_outbox_messages SET status = 'published', published_at = UTC_TIMESTAMP(6),"
+        " next_retry_at = UTC_TIMESTAMP(6) WHERE id % 2 = 0"
+    )
+    workers = [impatient.relay(), impatient.consumer()]
+    impatient.wait_until_done(alive=workers)
+    impatient.check()
+    workers[0].stop()
+    assert "redelivered 5" in workers[0].text
+
+
+def test_deleted_topic_loses_no_event(impatient: Installation) -> None:
+    """All records are sent and none is consumed when the topic goes; the next workers make it anew."""
+    assert impatient.kafka is not None
+    relay = impatient.relay()
+    impatient.load(Plan(prefix="k", transactions=20, seed=41))
+    impatient.wait(lambda: impatient.statuses().keys() == {"published"}, "all is sent", alive=[relay])
+    relay.stop()
+    remove_topics(impatient.kafka, topics=[impatient.topic()])
+    workers = [impatient.relay(), impatient.consumer()]
+    impatient.wait_until_done(alive=workers)
+    impatient.check()
+
+
+def test_backlog_of_a_stopped_consumer_is_sent_once(impatient: Installation) -> None:
+    """The records are there, nobody reads them: to send them again every two seconds would drown the topic."""
+    assert impatient.kafka is not None
+    relay = impatient.relay()
+    impatient.load(Plan(prefix="k", transactions=20, seed=42))
+    total = len(impatient.rows())
+    impatient.wait(lambda: impatient.statuses().keys() == {"published"}, "all is sent", alive=[relay])
+    overdue = (
+        f"SELECT COUNT(*) FROM probe_outbox_messages WHERE published_at > {impatient.database.now} - INTERVAL 6 SECOND"
+    )
+    impatient.wait(lambda: impatient.database.value(overdue) == 0, "all is thrice overdue", alive=[relay])
+    assert topic_length(impatient.kafka, impatient.topic()) == total
+    consumer = impatient.consumer()
+    impatient.wait_until_done(alive=[relay, consumer])
+    impatient.check()
+
+
+def test_offsets_set_back_to_the_start_repeat_nothing(installation: Installation) -> None:
+    """The group reads the whole topic a second time."""
+    assert installation.kafka is not None
+    relay, consumer = installation.relay(), installation.consumer()
+    installation.load(Plan(prefix="k", transactions=20, seed=43))
+    installation.wait_until_done(alive=[relay, consumer])
+    consumer.stop()
+    remove_topics(installation.kafka, topics=[], groups=[installation.group()])
+    again = installation.consumer("probe", "--once")
+    again.wait(timeout_s=60)
+    installation.check()
+    total = len(installation.rows())
+    assert f"consumed 0, retried 0, waited 0, dead 0, rejected 0, duplicates {total}" in again.text
+    assert set(Counter(mark.outbox_id for mark in installation.begun()).values()) == {1}
