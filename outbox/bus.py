@@ -17,8 +17,8 @@ from outbox.contracts import EventContract, contracts
 from outbox.envelope import Envelope, encode_envelope
 from outbox.exceptions import InvalidEventError, PayloadTooLargeError, UnknownEventTypeError, WrongDatabaseError
 from outbox.policies import EventPolicies
-from outbox.repository import NewRow
 from outbox.routes import ServiceRoute
+from outbox.rows import NewRow
 from outbox.tracing import current_traceparent
 
 

@@ -40,7 +40,8 @@ from outbox.lifecycle import UNFINISHED
 from outbox.outage import OutageWatch
 from outbox.planning import Plan, Readable, group, make_plan, waits_until
 from outbox.rejections import Rejection, RejectionStore
-from outbox.repository import Failure, Locked, OutboxRepository
+from outbox.repository import OutboxRepository
+from outbox.rows import Failure, Locked
 from outbox.shutdown import StopFlag
 from outbox.sql import Trouble, is_usable, trouble_of
 from outbox.tracing import traceparent

@@ -13,7 +13,7 @@ from typing import Any
 
 from outbox.exceptions import UnreadableError
 from outbox.handlers import Delivery, Handler
-from outbox.repository import Blocker, Locked
+from outbox.rows import Blocker, Locked
 
 
 @dataclass(frozen=True, slots=True)

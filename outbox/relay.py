@@ -26,7 +26,8 @@ from outbox.fields import SHARD_COUNT
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
 from outbox.outage import OutageWatch
-from outbox.repository import Due, Failure, OutboxRepository
+from outbox.repository import OutboxRepository
+from outbox.rows import Due, Failure
 from outbox.shutdown import StopFlag
 from outbox.sql import Trouble, trouble_of
 

@@ -17,6 +17,7 @@ from django.db import connections
 from outbox import lifecycle
 from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
+from outbox.rows import Blocker, Claim, Due, Failure, Locked, NewRow, Pruned
 from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
@@ -24,82 +25,6 @@ TRACEBACK_MAX_LENGTH: Final = 100_000
 _INSERT_MAX_ROWS: Final = 500
 _INSERT_MAX_BYTES: Final = 4 * 1024 * 1024
 """One INSERT stays well below MySQL's smallest usual ``max_allowed_packet`` (16 MiB)."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRow:
-    """An event to insert; the database fills in the rest."""
-
-    event_type: str
-    message_key: str
-    payload: bytes
-    max_retry: int
-    traceparent: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Due:
-    """A row to send. ``payload`` is None where it is longer than the claim's limit: see ``payload_of``."""
-
-    id: int
-    event_type: str
-    message_key: str
-    payload: str | None
-    traceparent: str
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Rows due at ``claimed_at``, in the order of their ids. Marks are raw database values."""
-
-    rows: list[Due]
-    claimed_at: Any = None
-    last: tuple[Any, int] | None = None
-    """Where the next claim goes on; None when it has to start from the oldest row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Locked:
-    """A row as its consumer locked it."""
-
-    id: int
-    event_type: str
-    message_key: str
-    status: str
-    retry_count: int
-    max_retry: int
-    is_due: bool
-    traceparent: str
-    payload: str | None
-    payload_length: int
-
-
-@dataclass(frozen=True, slots=True)
-class Blocker:
-    """The oldest unfinished row of a key."""
-
-    id: int
-    due_at: datetime | None
-    """When it comes again; None when nobody knows: it is on its way, or parked until a person decides."""
-    unchanged_for: timedelta
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What to note on a row that failed."""
-
-    reason: str
-    error_class: str = ""
-    traceback: str | None = None
-
-
-@dataclass(slots=True)
-class Pruned:
-    """What one step of pruning did."""
-
-    deleted: int = 0
-    last_id: int | None = None
-    """Where the next step goes on; None at the end."""
 
 
 @dataclass(frozen=True, slots=True)

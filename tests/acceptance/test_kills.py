@@ -144,7 +144,7 @@ def test_everything_killed_again_and_again(installation_with_small_batches: Inst
     start = [installation.relay, installation.consumer, installation.relay, installation.consumer]
     workers = [begin() for begin in start]
     load = installation.start_load(Plan(prefix="k", transactions=0, pause_ms=20, seed=16, fields={"sleep_ms": 2}))
-    for _ in range(6):
+    for _ in range(5):
         done = installation.statuses()["consumed"]
         target = done + dice.randint(50, 150)
         installation.wait(

@@ -87,7 +87,7 @@ def test_server_that_hangs_is_an_outage_too(install: Install, server: str) -> No
 
 @pytest.mark.parametrize("server", NAMES, indirect=True)
 def test_workers_that_start_during_an_outage_wait_for_its_end(install: Install, server: str) -> None:
-    installation = install()
+    installation = install(broker_options={"request_timeout_seconds": 3.0} if server == "kafka" else {})
     installation.publish(("step", {"key": "k", "n": 1}))
     control.stop(server)
     workers = [installation.relay(), installation.consumer()]

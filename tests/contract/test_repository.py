@@ -15,7 +15,8 @@ from outbox import lifecycle
 from outbox.envelope import encode_envelope
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import Status
-from outbox.repository import Failure, Locked, NewRow, OutboxRepository
+from outbox.repository import OutboxRepository
+from outbox.rows import Failure, Locked, NewRow
 from tests import factories
 from tests.factories import change, database_now, get, row, rows
 from tests.toys import BULK, NOTE, PARKED

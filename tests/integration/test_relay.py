@@ -114,7 +114,7 @@ def test_every_row_is_sent_once_when_nothing_goes_wrong(
 
 def factories_new_row(number: int) -> Any:
     from outbox.envelope import encode_envelope
-    from outbox.repository import NewRow
+    from outbox.rows import NewRow
 
     return NewRow(NOTE, f"key-{number}", encode_envelope(factories.envelope()), max_retry=20)
 

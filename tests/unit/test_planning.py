@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from outbox.exceptions import UnreadableError
 from outbox.handlers import Delivery, Handler
 from outbox.planning import Readable, group, make_plan, waits_until
-from outbox.repository import Blocker, Locked
+from outbox.rows import Blocker, Locked
 
 SINGLE, OTHER, BATCH = (Handler(lambda _given: None, batch) for batch in (False, False, True))
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
