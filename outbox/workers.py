@@ -19,10 +19,11 @@ from outbox.brokers.base import Broker, TopicState
 from outbox.brokers.table import TableBroker
 from outbox.catalog import repository_of, route_registry
 from outbox.conf import OutboxSettings, outbox_settings
-from outbox.consumer import Consumer, ConsumerTotals
+from outbox.consumer import Consumer
 from outbox.contracts import contracts
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError
 from outbox.handlers import handlers
+from outbox.handling import BatchHandling, ConsumerTotals
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
 from outbox.outage import OutageWatch
 from outbox.policies import EventPolicies
@@ -91,18 +92,22 @@ def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
 
     policies = EventPolicies(contracts, configured)
     return Consumer(
-        repository=repository_of(route.service),
-        rejections=RejectionStore(route.service, route.database),
+        route=route,
+        handling=BatchHandling(
+            repository=repository_of(route.service),
+            rejections=RejectionStore(route.service, route.database),
+            contracts=contracts,
+            handlers=handlers,
+            options=configured.consumer,
+            retry_policy=policies.retry,
+            parks_key=policies.parks_key,
+            rand=random.random,
+        ),
         subscribe=lambda: broker.subscribe(route, client_id=_client_id(route, CONSUMER, worker_id)),
-        contracts=contracts,
-        handlers=handlers,
         options=configured.consumer,
-        retry_policy=policies.retry,
-        parks_key=policies.parks_key,
         presence=_presence(route, CONSUMER, worker_id, configured),
         heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
         clock=time.monotonic,
-        rand=random.random,
     )
 
 

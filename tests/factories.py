@@ -17,6 +17,7 @@ from outbox.catalog import repository_of
 from outbox.conf import ConsumerOptions, RelayOptions
 from outbox.consumer import Consumer
 from outbox.envelope import Envelope, encode_envelope, encode_message
+from outbox.handling import BatchHandling
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases
 from outbox.lifecycle import Status
 from outbox.models import ShardLease, Worker
@@ -229,17 +230,22 @@ def consumer(
         assert broker is not None, "this consumer was built without a broker: use handle()"
         return broker.subscribe(agent.route, client_id=worker_id)
 
+    consumer_options = ConsumerOptions(**({"poll_interval_ms": 1} | options))
     return Consumer(
-        repository=agent,
-        rejections=RejectionStore(SERVICE, alias),
+        route=agent.route,
+        handling=BatchHandling(
+            repository=agent,
+            rejections=RejectionStore(SERVICE, alias),
+            contracts=toys.contracts,
+            handlers=toys.handlers,
+            options=consumer_options,
+            retry_policy=retry_policy or toys.retry_policy,
+            parks_key=toys.parks_key,
+            rand=lambda: 0.0,
+        ),
         subscribe=subscribe or subscribe_to_broker,
-        contracts=toys.contracts,
-        handlers=toys.handlers,
-        options=ConsumerOptions(**({"poll_interval_ms": 1} | options)),
-        retry_policy=retry_policy or toys.retry_policy,
-        parks_key=toys.parks_key,
+        options=consumer_options,
         presence=Presence(service=SERVICE, role=CONSUMER, worker_id=worker_id, using=alias, ttl=TTL),
         heartbeat=HEARTBEAT,
         clock=clock or ManualClock(),
-        rand=lambda: 0.0,
     )

@@ -444,6 +444,21 @@ def test_event_published_by_a_handler_that_fails_is_not_published(alias: str, to
     assert [each.message_key for each in new] == [get(alias, good).message_key]
 
 
+def test_handler_that_moves_its_own_row_has_no_effect(alias: str, toys: Toys, consumer: Consumer) -> None:
+    meddling, good = published(alias, 2, key=str)
+
+    def meddle(deliveries: Sequence[Delivery[Any]]) -> None:
+        if deliveries[0].outbox_id == meddling:
+            factories.change(alias, meddling, status=Status.CONSUMED)
+
+    toys.before = meddle
+    deliver(alias, consumer, [meddling, good])
+
+    assert effect_ids(alias) == [good]
+    found = get(alias, meddling)
+    assert (found.status, found.retry_count, found.error_class) == ("pending", 1, "LostRowError")
+
+
 def test_hook_that_fails_after_the_commit_has_no_second_effect(alias: str, toys: Toys, consumer: Consumer) -> None:
     ids = published(alias, 3)
 

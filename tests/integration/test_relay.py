@@ -13,7 +13,7 @@ from django.db import OperationalError, connections
 from django.test.utils import CaptureQueriesContext
 
 from outbox import embedded, signals
-from outbox.brokers.base import OutgoingRecord, SendReport
+from outbox.brokers.base import OutgoingRecord, Positions, SendReport
 from outbox.brokers.memory import MemoryBroker
 from outbox.brokers.table import TableBroker
 from outbox.consumer import Consumer
@@ -305,17 +305,31 @@ class _Answered:
 
 
 @pytest.mark.parametrize(
-    ("script", "times_sent"),
-    [((True, True, True), [1, 1, 1]), (("late",), [2, 2, 2]), (("half",), [1, 1, 1]), ((None, True), [1, 1, 1])],
-    ids=["away", "no answer", "half an answer", "later"],
+    ("script", "batch_size", "times_sent", "outages"),
+    [
+        ((True, True, True), 10, [1, 1, 1], 3),
+        (("late",), 10, [2, 2, 2], 1),
+        (("half",), 10, [1, 1, 1], 1),
+        ((None, True), 1, [1, 1, 1], 1),
+        ((None, "late", True), 1, [1, 2, 1], 2),
+    ],
+    ids=["away", "no answer", "half an answer", "later", "again and again"],
 )
 def test_outage_costs_no_attempt_and_work_goes_on_by_itself(
-    alias: str, make_relay: MakeRelay, stop: RecordingStop, script: tuple[Any, ...], times_sent: list[int]
+    alias: str,
+    make_relay: MakeRelay,
+    stop: RecordingStop,
+    script: tuple[Any, ...],
+    batch_size: int,
+    times_sent: list[int],
+    outages: int,
 ) -> None:
     ids = rows(alias, 3)
     broker = _Flaky(*script)
 
-    totals = make_relay(broker=broker).run(stop, once=True)
+    totals = make_relay(broker=broker, batch_size=batch_size, in_flight_batches=1).run(stop, once=True)
+
+    assert len(stop.pauses) == outages, "each is waited out"
 
     sent = sent_ids(broker)
     assert [sent.count(each) for each in ids] == times_sent
@@ -408,8 +422,18 @@ def test_database_that_goes_away_is_waited_for(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(type(relay._repository), "mark_published", mark_published)
-    relay.run(stop, once=True)
+    held: list[frozenset[int]] = []
 
+    def on_outage(sender: str, what: str, **_: Any) -> None:
+        held.append(relay._leases.held)
+
+    signals.outage.connect(on_outage)
+    try:
+        relay.run(stop, once=True)
+    finally:
+        signals.outage.disconnect(on_outage)
+
+    assert held == [frozenset(), frozenset()], "leases may have run out meanwhile"
     assert status_counts(alias) == {"published": 3}
     assert sorted(set(sent_ids(broker))) == ids
     assert {get(alias, each).retry_count for each in ids} == {0}
@@ -528,6 +552,20 @@ def test_stuck_rows_come_back_also_while_consumers_lag(
 
     assert relay.totals.redelivered == 2
     assert sorted(each for each, status in statuses(alias).items() if status == "published") == stuck
+
+
+def test_what_was_published_behind_the_horizon_is_not_sent_again(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay
+) -> None:
+    """The consumers were up to date once; what came after that moment is their backlog, however old it gets."""
+    backlog = published_long_ago(alias, broker, make_relay, 3)
+    relay = make_relay(redeliver_after_seconds=300)
+    relay._horizon.update(database_now(alias) - HOUR, Positions(first={}, end={}, committed={}))
+
+    step_until_idle(relay)
+
+    assert relay.totals.redelivered == 0
+    assert sorted(sent_ids(broker)) == backlog
 
 
 def test_fresh_rows_are_left_alone(alias: str, broker: MemoryBroker, make_relay: MakeRelay, clock: ManualClock) -> None:

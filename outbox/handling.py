@@ -1,0 +1,390 @@
+"""Brings a batch of records to its end: runs the handlers in the transaction that marks their events consumed.
+
+A record only says which row to look at; the row is the truth. So a repeated record changes nothing, and an edited event
+runs with its new payload whatever is still on the topic. A batch that fails is done again in halves until the guilty
+event stands alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.db.utils import DatabaseError, InterfaceError
+
+from outbox import signals
+from outbox.backoff import RetryPolicy, delay
+from outbox.brokers.base import IncomingRecord
+from outbox.conf import ConsumerOptions
+from outbox.contracts import ContractRegistry
+from outbox.envelope import decode_envelope, decode_message
+from outbox.exceptions import (
+    Discard,
+    EnvelopeError,
+    LostRowError,
+    NoHandlerError,
+    Retry,
+    UnknownEventTypeError,
+    UnreadableError,
+)
+from outbox.handlers import Delivery, HandlerRegistry
+from outbox.lifecycle import UNFINISHED
+from outbox.planning import Plan, Readable, group, make_plan, waits_until
+from outbox.rejections import Rejection, RejectionStore
+from outbox.repository import OutboxRepository
+from outbox.rows import Failure, Locked
+from outbox.sql import Trouble, is_usable, trouble_of
+from outbox.tracing import traceparent
+
+logger = logging.getLogger(__name__)
+
+_LONGEST_PAUSE = timedelta(days=3650)
+"""Whatever a handler asks for, the moment must be one that a database can hold."""
+
+_CONTENTION_LIMIT = 5
+"""A transaction that loses its locks this often in a row is cut, and an event that does so alone is put off."""
+
+
+@dataclass(slots=True)
+class ConsumerTotals:
+    """What a consumer has done since it started, in events (``rejected``: in records)."""
+
+    consumed: int = 0
+    retried: int = 0
+    waited: int = 0
+    dead: int = 0
+    rejected: int = 0
+    duplicates: int = 0
+
+    @property
+    def handled(self) -> int:
+        return self.consumed + self.retried + self.waited + self.dead + self.rejected + self.duplicates
+
+
+_Messages = dict[tuple[int, str], list[IncomingRecord]]
+"""The records of a batch by row and event type: a foreign record with the id of a row must not hide the row's own."""
+
+
+class _HandlingFailed(Exception):  # noqa: N818 - carries the cause out of the transaction, so that it is rolled back
+    """Something in the transaction raised; ``row`` is the guilty one where it stood alone."""
+
+    def __init__(self, row: Locked | None, cause: Exception) -> None:
+        super().__init__(type(cause).__name__)
+        self.row, self.cause = row, cause
+
+
+class _TooMuchAtOnce(Exception):  # noqa: N818 - not an error: the batch is cut
+    """The payloads of the batch are more than one transaction should hold."""
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What one transaction did; told to the world after it committed."""
+
+    consumed: Counter[str] = field(default_factory=Counter)
+    waited: int = 0
+    duplicates: int = 0
+    buried: list[tuple[Locked, str]] = field(default_factory=list)
+    rejected: list[Rejection] = field(default_factory=list)
+
+
+class BatchHandling:
+    """What one service's consumer does with the records it received.
+
+    ``rand`` gives the random share of a back-off, in [0, 1). ``retry_policy`` gives the back-off of an event
+    type, ``parks_key`` whether its death holds back its key.
+    """
+
+    def __init__(
+        self,
+        *,
+        repository: OutboxRepository,
+        rejections: RejectionStore,
+        contracts: ContractRegistry,
+        handlers: HandlerRegistry,
+        options: ConsumerOptions,
+        retry_policy: Callable[[str], RetryPolicy],
+        parks_key: Callable[[str], bool],
+        rand: Callable[[], float],
+    ) -> None:
+        self.totals = ConsumerTotals()
+        self._repository = repository
+        self._route = repository.route
+        self._rejections = rejections
+        self._contracts = contracts
+        self._handlers = handlers
+        self._options = options
+        self._retry_policy = retry_policy
+        self._parks_key = parks_key
+        self._rand = rand
+
+    def handle(self, records: Sequence[IncomingRecord]) -> None:
+        """Bring every record to an end: consumed, put back, dead or rejected.
+
+        :raises DatabaseError: the database is away; nothing, or a first part of the records, is done.
+        """
+        ordered = sorted(records, key=_place)
+        for attempt in range(1, _CONTENTION_LIMIT + 1):
+            try:
+                self._tell(self._in_one_transaction(ordered))
+            except _TooMuchAtOnce:
+                self._in_halves(ordered)
+            except _HandlingFailed as failed:
+                contended = self._lost_its_locks(failed.cause)
+                if contended and attempt < _CONTENTION_LIMIT:
+                    continue
+                if len(ordered) > 1:
+                    self._in_halves(ordered)
+                elif failed.row is None:
+                    raise failed.cause from failed.cause.__cause__  # which says whose fault it is
+                elif contended:
+                    self._let_wait(failed.row)
+                else:
+                    self._note_failure(failed.row, failed.cause)
+            return
+
+    def _in_halves(self, records: list[IncomingRecord]) -> None:
+        middle = len(records) // 2
+        self.handle(records[:middle])
+        self.handle(records[middle:])
+
+    # --- one transaction -----------------------------------------------------------------------------------------
+
+    def _in_one_transaction(self, records: Sequence[IncomingRecord]) -> _Outcome:
+        outcome = _Outcome()
+        messages = self._decode(records, outcome)
+        row: Locked | None = None
+        try:
+            with transaction.atomic(using=self._route.database):
+                ids = {outbox_id for outbox_id, _ in messages}
+                rows = self._repository.lock(list(ids), max_length=self._options.batch_bytes)
+                live = self._live(rows, messages, outcome)
+                if len(live) > 1 and sum(each.payload_length for each in live) > self._options.batch_bytes:
+                    raise _TooMuchAtOnce
+                row = live[0] if len(live) == 1 else None
+                plan = make_plan(
+                    live,
+                    self._repository.blockers(live),
+                    read=self._read,
+                    parks_key=self._parks_key,
+                )
+                self._put_back(plan, outcome)
+                self._bury(plan, outcome)
+                self._deliver(plan.deliver, outcome)
+                if outcome.rejected:
+                    self._rejections.add(outcome.rejected)
+        except _TooMuchAtOnce:
+            raise
+        except Exception as error:
+            self._raise_if_away(error)
+            raise _HandlingFailed(row, error) from error
+        return outcome
+
+    def _decode(self, records: Sequence[IncomingRecord], outcome: _Outcome) -> _Messages:
+        messages: _Messages = {}
+        for record in records:
+            try:
+                message = decode_message(record.value)
+            except EnvelopeError as error:
+                outcome.rejected.append(Rejection(record, str(error)))
+                continue
+            if message.service_name not in {"", self._route.service}:
+                outcome.rejected.append(Rejection(record, f"it belongs to service {message.service_name!r}"))
+            else:
+                messages.setdefault((message.outbox_id, message.event_type), []).append(record)
+        return messages
+
+    def _live(self, rows: Sequence[Locked], messages: _Messages, outcome: _Outcome) -> list[Locked]:
+        """Return the rows that still have their effect before them; reject records that no row belongs to."""
+        found = {row.id: row for row in rows}
+        live = []
+        for (outbox_id, event_type), records in sorted(messages.items()):
+            row = found.get(outbox_id)
+            if row is None:
+                reason = f"no row {outbox_id} in {self._route.table}: pruned or foreign"
+                outcome.rejected += [Rejection(record, reason) for record in records]
+            elif row.event_type != event_type or row.event_type in self._repository.foreign_types:
+                reason = (
+                    f"row {outbox_id} of {self._route.table} is a {row.event_type!r} and not this service's "
+                    f"{event_type!r}"
+                )
+                outcome.rejected += [Rejection(record, reason) for record in records]
+            elif row.status not in UNFINISHED or not (row.is_due or row.status == UNFINISHED[1]):
+                # Done already; or in its back-off, and an old record of it came early: the relay sends a new one.
+                outcome.duplicates += len(records)
+            else:
+                outcome.duplicates += len(records) - 1
+                live.append(row)
+        return live
+
+    def _read(self, row: Locked) -> Readable:
+        stored = self._repository.payload_of(row.id) if row.payload is None else row.payload
+        envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type)
+        try:
+            contract = self._contracts.get(row.event_type)
+        except UnknownEventTypeError as error:
+            raise UnreadableError(str(error)) from error
+        handler = self._handlers.get(row.event_type)
+        if handler is None:
+            raise NoHandlerError(f"event type {row.event_type!r} has no handler; declare one with @handles(...)")
+        delivery = Delivery(
+            outbox_id=row.id,
+            event_id=envelope.event_id,
+            event_type=row.event_type,
+            event_version=envelope.event_version,
+            message_key=row.message_key,
+            aggregate_id=envelope.aggregate_id,
+            payload=contract.decode(envelope.payload, version=envelope.event_version),
+            attempt=row.retry_count + 1,
+            database=self._route.database,
+            traceparent=row.traceparent,
+        )
+        return Readable(delivery, handler)
+
+    def _put_back(self, plan: Plan, outcome: _Outcome) -> None:
+        if not plan.wait:
+            return
+        now = self._repository.now()
+        until: dict[datetime, list[int]] = {}
+        for row, blocker in plan.wait:
+            moment = waits_until(
+                blocker,
+                now=now,
+                shortest=timedelta(milliseconds=self._options.wait_min_ms),
+                longest=timedelta(seconds=self._options.wait_max_seconds),
+            )
+            until.setdefault(moment, []).append(row.id)
+        for moment, ids in until.items():
+            outcome.waited += self._repository.wait(ids, until=moment)
+
+    def _bury(self, plan: Plan, outcome: _Outcome) -> None:
+        for burial in plan.bury:
+            failure = _failure(burial.error, with_traceback=False)
+            self._repository.bury(burial.row.id, failure=failure, parks_key=burial.parks_key)
+            outcome.buried.append((burial.row, failure.reason))
+
+    def _deliver(self, readables: Sequence[Readable], outcome: _Outcome) -> None:
+        for handler, deliveries in group(readables):
+            if handler.batch:
+                with traceparent(deliveries[0].traceparent if len(deliveries) == 1 else ""):
+                    handler.function(deliveries)
+            else:
+                for delivery in deliveries:
+                    with traceparent(delivery.traceparent):
+                        handler.function(delivery)
+        ids = [readable.delivery.outbox_id for readable in readables]
+        if self._repository.mark_consumed(ids) != len(ids):
+            raise LostRowError(f"rows of {self._route.table} changed while they were locked: {ids[:10]}")
+        outcome.consumed.update(readable.delivery.event_type for readable in readables)
+
+    # --- what fails ----------------------------------------------------------------------------------------------
+
+    def _note_failure(self, row: Locked, error: Exception) -> None:
+        """Have one event come again, or make it dead; a failure of the database itself goes up."""
+        attempt = row.retry_count + 1
+        failure = _failure(error)
+        if isinstance(error, Discard) or attempt >= row.max_retry:
+            with transaction.atomic(using=self._route.database):
+                buried = self._repository.bury(
+                    row.id, failure=failure, parks_key=self._parks_key(row.event_type), failed_attempts=1
+                )
+            if buried:
+                self._told_dead(row, failure.reason)
+            return
+        pause = error.after if isinstance(error, Retry) else None
+        if pause is None:
+            pause = delay(attempt, self._retry_policy(row.event_type), self._rand())
+        pause = min(pause, _LONGEST_PAUSE)
+        with transaction.atomic(using=self._route.database):
+            self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
+        self.totals.retried += 1
+        logger.warning(
+            "consumer of %s: row %s (%s) failed, attempt %d of %d, again in %.1f s: %s",
+            self._route.service,
+            row.id,
+            row.event_type,
+            attempt,
+            row.max_retry,
+            pause.total_seconds(),
+            failure.reason,
+        )
+        signals.retried.send_robust(
+            self._route.service,
+            outbox_id=row.id,
+            event_type=row.event_type,
+            attempt=attempt,
+            delay=pause,
+            error=error,
+        )
+
+    def _let_wait(self, row: Locked) -> None:
+        """Put off an event that somebody else's locks are in the way of; it is not its fault and costs no attempt."""
+        with transaction.atomic(using=self._route.database):
+            until = self._repository.now() + timedelta(seconds=1 + self._rand())
+            self.totals.waited += self._repository.wait([row.id], until=until)
+
+    def _raise_if_away(self, error: Exception) -> None:
+        """Raise ``error`` as an outage when the database is away, whatever the handler made of it."""
+        if self._lost_its_locks(error):
+            return
+        if isinstance(error, (DatabaseError, InterfaceError)):
+            if trouble_of(error, self._route.database) is Trouble.OUTAGE:
+                raise error
+        elif not is_usable(self._route.database):
+            raise InterfaceError(f"the database went away while a handler ran: {type(error).__name__}") from error
+
+    def _lost_its_locks(self, error: Exception) -> bool:
+        return isinstance(error, DatabaseError) and trouble_of(error, self._route.database) is Trouble.CONTENTION
+
+    # --- telling -------------------------------------------------------------------------------------------------
+
+    def _tell(self, outcome: _Outcome) -> None:
+        service = self._route.service
+        consumed = outcome.consumed.total()
+        self.totals.consumed += consumed
+        self.totals.waited += outcome.waited
+        self.totals.duplicates += outcome.duplicates
+        self.totals.rejected += len(outcome.rejected)
+        if consumed:
+            signals.consumed.send_robust(service, count=consumed, event_types=dict(outcome.consumed))
+        if outcome.waited:
+            signals.waited.send_robust(service, count=outcome.waited)
+        if outcome.rejected:
+            reasons = [rejection.reason for rejection in outcome.rejected]
+            logger.error(
+                "consumer of %s: %d records rejected, kept for a person: %s", service, len(reasons), reasons[0]
+            )
+            signals.rejected.send_robust(service, count=len(reasons), reasons=reasons)
+        for row, reason in outcome.buried:
+            self._told_dead(row, reason)
+
+    def _told_dead(self, row: Locked, reason: str) -> None:
+        self.totals.dead += 1
+        logger.error("consumer of %s: row %s (%s) is dead: %s", self._route.service, row.id, row.event_type, reason)
+        signals.buried.send_robust(self._route.service, outbox_id=row.id, event_type=row.event_type, reason=reason)
+
+
+def _place(record: IncomingRecord) -> tuple[int, int]:
+    return record.partition, record.offset
+
+
+def _message_of(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as unspeakable:  # noqa: BLE001 - the error is somebody else's, and so is what its text does
+        return f"its message cannot be read: {type(unspeakable).__name__}"
+
+
+def _failure(error: Exception, *, with_traceback: bool = True) -> Failure:
+    """Describe ``error``: the class and message a person reads first, the traceback behind."""
+    name = type(error).__name__
+    return Failure(
+        reason=f"{name}: {_message_of(error)}",
+        error_class=name,
+        traceback="".join(traceback.format_exception(error)) if with_traceback else None,
+    )
