@@ -301,7 +301,9 @@ class BatchHandling:
             pause = delay(attempt, self._retry_policy(row.event_type), self._rand())
         pause = min(pause, _LONGEST_PAUSE)
         with transaction.atomic(using=self._route.database):
-            self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
+            noted = self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
+        if not noted:
+            return  # somebody else moved it meanwhile, or it failed behind its commit
         self.totals.retried += 1
         logger.warning(
             "consumer of %s: row %s (%s) failed, attempt %d of %d, again in %.1f s: %s",

@@ -36,14 +36,14 @@ class Chain:
         self.workers[step] = begin(service)
 
     def fail_in_mid_work(self, points: dict[Role, Point]) -> None:
-        """Hold every process in the middle of its work, kill them all, and start them again."""
+        """Kill each process in the middle of its work, until none is left; then start all again."""
         # The last step first: it has work as long as those before it do theirs.
         for step in reversed(self.steps):
-            self.installation.hold_at(self.workers[step], points[step[1]])
+            worker, point = self.workers[step], points[step[1]]
+            self.installation.hold_at(worker, point)
+            worker.kill9()
+            self.installation.let_go(worker, point)
         for step in self.dice.sample(self.steps, len(self.steps)):
-            self.workers[step].kill9()
-        for step in self.steps:
-            self.installation.let_go(self.workers[step], points[step[1]])
             self.start(step)
 
     def kill_one_by_one(self) -> None:

@@ -38,6 +38,29 @@ def test_two_members_share_the_work_and_each_record_comes_once(harness: BrokerHa
     assert sorted(ids(members[0].received + members[1].received)) == list(range(1, sent + 1))
 
 
+def test_member_that_joins_later_gets_its_share(harness: BrokerHarness) -> None:
+    harness.need("members")
+    route = harness.ready_route(partitions=6)
+    publish(harness, records(route, 60, keys=30))
+    members = [Member(harness, route, client_id="contract-1")]
+    wait_until(lambda: len(members[0].received) >= 60, timeout=harness.takeover_timeout_s)
+    members.append(Member(harness, route, client_id="contract-2"))
+    sent = 60
+
+    def newcomer_works() -> bool:
+        nonlocal sent
+        publish(harness, records(route, 60, keys=30, first_id=sent + 1))
+        sent += 60
+        return bool(members[1].received)
+
+    wait_until(newcomer_works, timeout=harness.takeover_timeout_s, interval=0.2)
+    wait_until(lambda: sum(len(member.received) for member in members) >= sent, timeout=harness.takeover_timeout_s)
+    for member in members:
+        member.leave()
+
+    assert sorted(ids(members[0].received + members[1].received)) == list(range(1, sent + 1))
+
+
 def test_member_that_leaves_hands_over(harness: BrokerHarness) -> None:
     harness.need("members")
     route = harness.ready_route(partitions=4)

@@ -459,17 +459,22 @@ def test_handler_that_moves_its_own_row_has_no_effect(alias: str, toys: Toys, co
     assert (found.status, found.retry_count, found.error_class) == ("pending", 1, "LostRowError")
 
 
-def test_hook_that_fails_after_the_commit_has_no_second_effect(alias: str, toys: Toys, consumer: Consumer) -> None:
-    ids = published(alias, 3)
+@pytest.mark.parametrize("error", [RuntimeError("the hook's own fault"), Discard("the hook's own fault")])
+@pytest.mark.parametrize("count", [1, 3])
+def test_hook_that_fails_after_the_commit_changes_nothing(
+    alias: str, toys: Toys, consumer: Consumer, error: Exception, count: int
+) -> None:
+    ids = published(alias, count)
 
     def hook() -> None:
-        raise RuntimeError("the hook's own fault")
+        raise error
 
     toys.before = lambda deliveries: transaction.on_commit(hook, using=deliveries[0].database)
     deliver(alias, consumer, ids)
 
     assert effect_ids(alias) == ids
     assert {get(alias, each).status for each in ids} == {"consumed"}
+    assert (consumer.totals.retried, consumer.totals.dead) == (0, 0)
 
 
 # --- parked keys -------------------------------------------------------------------------------------------------
@@ -894,12 +899,13 @@ class _Hidden(Exception):  # noqa: N818
     """What a handler may make of a database error."""
 
 
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("hides", [False, True])
 @pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
 def test_connection_that_breaks_under_a_handler_is_nobodys_fault(
-    alias: str, toys: Toys, broker: MemoryBroker, stop: RecordingStop, hides: bool
+    alias: str, toys: Toys, broker: MemoryBroker, stop: RecordingStop, hides: bool, count: int
 ) -> None:
-    ids = published(alias, 4, event_type=BULK)
+    ids = published(alias, count, event_type=BULK)
     consumer = factories.consumer(alias, toys, broker=broker)
     for each in records_of(alias, ids):
         broker.put(each.topic, value=each.value, key=each.key)
@@ -915,11 +921,11 @@ def test_connection_that_breaks_under_a_handler_is_nobodys_fault(
                     raise _Hidden from error
 
     toys.before = break_connection
-    totals = consumer.run(stop, max_events=4)
+    totals = consumer.run(stop, max_events=count)
 
     assert effect_ids(alias) == ids
     assert {get(alias, each).retry_count for each in ids} == {0}
-    assert (totals.consumed, totals.retried) == (4, 0)
+    assert (totals.consumed, totals.retried) == (count, 0)
 
 
 # --- the loop ----------------------------------------------------------------------------------------------------

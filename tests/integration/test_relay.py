@@ -657,6 +657,28 @@ def test_share_of_a_crashed_worker_is_free_when_its_lease_runs_out(alias: str, c
     assert stays.refresh() == frozenset(range(SHARD_COUNT))
 
 
+def test_shard_that_another_takes_in_the_same_moment_is_not_held_twice(
+    alias: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, slow, quick = (factories.leases(alias, clock) for _ in range(3))
+    first.refresh()
+    first.release()
+    real, calls = slow._leases, []
+
+    def overtaken() -> Any:
+        calls.append(len(calls))
+        if len(calls) == 5:  # it has looked at what is free, and is about to take it
+            quick.refresh()
+        return real()
+
+    monkeypatch.setattr(slow, "_leases", overtaken)
+    slow.refresh()
+
+    assert len(quick.held) == SHARD_COUNT // 2
+    assert not slow.held & quick.held
+    assert slow.held | quick.held == frozenset(range(SHARD_COUNT))
+
+
 def test_worker_that_slept_through_its_lease_takes_nothing_back(alias: str, clock: ManualClock) -> None:
     sleeper, other = factories.leases(alias, clock), factories.leases(alias, clock)
     sleeper.refresh()
