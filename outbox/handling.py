@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from django.db import transaction
+from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox import signals
@@ -38,7 +38,7 @@ from outbox.planning import Plan, Readable, group, make_plan, waits_until
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Failure, Locked
-from outbox.sql import Trouble, is_usable, trouble_of
+from outbox.sql import Trouble, trouble_of
 from outbox.tracing import traceparent
 
 logger = logging.getLogger(__name__)
@@ -159,8 +159,10 @@ class BatchHandling:
         outcome = _Outcome()
         messages = self._decode(records, outcome)
         row: Locked | None = None
+        session: object = None
         try:
             with transaction.atomic(using=self._route.database):
+                session = connections[self._route.database].connection
                 ids = {outbox_id for outbox_id, _ in messages}
                 rows = self._repository.lock(list(ids), max_length=self._options.batch_bytes)
                 live = self._live(rows, messages, outcome)
@@ -181,7 +183,7 @@ class BatchHandling:
         except _TooMuchAtOnce:
             raise
         except Exception as error:
-            self._raise_if_away(error)
+            self._raise_if_away(error, session)
             raise _HandlingFailed(row, error) from error
         return outcome
 
@@ -330,18 +332,32 @@ class BatchHandling:
             until = self._repository.now() + timedelta(seconds=1 + self._rand())
             self.totals.waited += self._repository.wait([row.id], until=until)
 
-    def _raise_if_away(self, error: Exception) -> None:
-        """Raise ``error`` as an outage when the database is away, whatever the handler made of it."""
-        if self._lost_its_locks(error):
-            return
-        if isinstance(error, (DatabaseError, InterfaceError)):
-            if trouble_of(error, self._route.database) is Trouble.OUTAGE:
-                raise error
-        elif not is_usable(self._route.database):
-            raise InterfaceError(f"the database went away while a handler ran: {type(error).__name__}") from error
+    def _raise_if_away(self, error: Exception, session: object) -> None:
+        """Raise an outage when the database went away, whatever the handler made of it.
+
+        ``session`` is the driver's connection that the transaction began on: where it broke, Django has opened another
+        one by now, so that asking the database says nothing about what happened.
+
+        :raises InterfaceError: the connection is another one, or none.
+        """
+        database = connections[self._route.database]
+        if self._trouble_of(error) is Trouble.OUTAGE or (session is not None and database.connection is not session):
+            database.close()
+            raise InterfaceError(f"the database went away during a transaction: {type(error).__name__}") from error
 
     def _lost_its_locks(self, error: Exception) -> bool:
-        return isinstance(error, DatabaseError) and trouble_of(error, self._route.database) is Trouble.CONTENTION
+        return self._trouble_of(error) is Trouble.CONTENTION
+
+    def _trouble_of(self, error: BaseException) -> Trouble:
+        """Say whose fault ``error`` is, by the database error that it was made from where there is one."""
+        at: BaseException | None = error
+        seen: set[int] = set()
+        while at is not None and id(at) not in seen:
+            if isinstance(at, (DatabaseError, InterfaceError)):
+                return trouble_of(at, self._route.database)
+            seen.add(id(at))
+            at = at.__cause__ or at.__context__
+        return Trouble.STATEMENT
 
     # --- telling -------------------------------------------------------------------------------------------------
 

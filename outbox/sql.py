@@ -164,7 +164,8 @@ def _mysql_trouble(error: BaseException) -> Trouble | None:
 def _postgresql_trouble(error: BaseException) -> Trouble | None:
     state = getattr(error.__cause__, "sqlstate", None)
     if state is None:
-        return None
+        # What the server did not say itself is said by the client, and then the connection is lost.
+        return Trouble.OUTAGE if isinstance(error, OperationalError) else None
     if _PG_OUTAGE.fullmatch(state):
         return Trouble.OUTAGE
     return Trouble.CONTENTION if state in _PG_CONTENTION else None

@@ -81,11 +81,11 @@ class TableSubscription:
         self._closed = False
 
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
-        if self._closed:
-            raise LostSubscriptionError(f"the subscription of {self._route.group!r} has ended; subscribe again")
         deadline = time.monotonic() + timeout.total_seconds()
         pause_s = _POLL_FLOOR_S
         while True:
+            if self._closed:
+                raise LostSubscriptionError(f"the subscription of {self._route.group!r} has ended; subscribe again")
             found = self._rows.fetch(max_records)
             remaining_s = deadline - time.monotonic()
             if found or remaining_s <= 0:

@@ -69,12 +69,15 @@ class WorkedTableBroker(Broker):
 
     def __init__(self, real: TableBroker) -> None:
         self._real = real
+        self._subscriptions: list[Subscription] = []
 
     def producer(self, *, client_id: str) -> Producer:
         return _Relaying(self._real.producer(client_id=client_id))
 
     def subscribe(self, route: ServiceRoute, *, client_id: str) -> Subscription:
-        return _Consuming(self._real.subscribe(route, client_id=client_id), repository_of(route.service))
+        subscription = _Consuming(self._real.subscribe(route, client_id=client_id), repository_of(route.service))
+        self._subscriptions.append(subscription)
+        return subscription
 
     def topics(self, routes: Sequence[ServiceRoute]) -> list[TopicState]:
         return self._real.topics(routes)
@@ -88,6 +91,9 @@ class WorkedTableBroker(Broker):
         return self._real.positions(route)
 
     def close(self) -> None:
+        """End also what a test that failed left behind: a member would go on into the next test."""
+        for subscription in self._subscriptions:
+            subscription.close()
         self._real.close()
 
 

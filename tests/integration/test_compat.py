@@ -99,7 +99,7 @@ def test_enqueue_writes_the_row_that_publish_writes(alias: str, payload: Any) ->
 def content_of(row: TaskOutboxMessage) -> dict[str, Any]:
     """Return what a row says, without what every row has of its own."""
     names = ("event_type", "service_name", "topic", "message_key", "status", "max_retry", "retry_count")
-    stored = json.loads(row.payload)
+    stored: dict[str, Any] = json.loads(row.payload)
     return {name: getattr(row, name) for name in names} | stored
 
 

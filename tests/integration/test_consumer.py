@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import SimpleNamespace
@@ -879,6 +881,13 @@ def test_statement_that_a_handler_got_wrong_is_its_own_fault(alias: str, toys: T
     assert (get(alias, bad).retry_count, get(alias, bad).error_class) == (1, IntegrityError.__name__)
 
 
+def drop_own_connection(alias: str) -> None:
+    """Cut the line under the connection that this thread uses, as a network does: nobody says a word."""
+    line = socket.socket(fileno=os.dup(connections[alias].connection.pgconn.socket))
+    line.shutdown(socket.SHUT_RDWR)
+    line.close()
+
+
 def kill_own_connection(alias: str) -> None:
     """Have the database server end the connection that this thread uses."""
     vendor = connections[alias].vendor
@@ -901,9 +910,19 @@ class _Hidden(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("hides", [False, True])
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize(
+    ("database_alias", "breaks_it"),
+    [("mariadb", kill_own_connection), ("postgres", kill_own_connection), ("postgres", drop_own_connection)],
+    indirect=["database_alias"],
+)
 def test_connection_that_breaks_under_a_handler_is_nobodys_fault(
-    alias: str, toys: Toys, broker: MemoryBroker, stop: RecordingStop, hides: bool, count: int
+    alias: str,
+    toys: Toys,
+    broker: MemoryBroker,
+    stop: RecordingStop,
+    breaks_it: Callable[[str], None],
+    hides: bool,
+    count: int,
 ) -> None:
     ids = published(alias, count, event_type=BULK)
     consumer = factories.consumer(alias, toys, broker=broker)
@@ -913,7 +932,7 @@ def test_connection_that_breaks_under_a_handler_is_nobodys_fault(
 
     def break_connection(_deliveries: Any) -> None:
         if next(breaks, False):
-            kill_own_connection(alias)
+            breaks_it(alias)
             if hides:
                 try:
                     effects(alias)

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from outbox import supervisor
 from outbox.shutdown import StopFlag
 from outbox.supervisor import Supervisor
 from tests.toys import ManualClock
@@ -82,7 +81,7 @@ def test_what_ends_is_started_again_after_pauses_that_grow(
 ) -> None:
     clock = ManualClock()
     script = Script(clock, lifetimes)
-    monkeypatch.setattr(supervisor.subprocess, "Popen", script)
+    monkeypatch.setattr("outbox.supervisor.subprocess.Popen", script)
     out = io.StringIO()
 
     stop = Passing(clock, lambda: len(script.started_at) == len(lifetimes))
@@ -99,7 +98,7 @@ def test_what_ends_is_started_again_after_pauses_that_grow(
 def test_one_that_ends_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock()
     script = Script(clock, [0.0, 1000.0, 1000.0])
-    monkeypatch.setattr(supervisor.subprocess, "Popen", script)
+    monkeypatch.setattr("outbox.supervisor.subprocess.Popen", script)
     out = io.StringIO()
 
     stop = Passing(clock, lambda: len(script.started_at) == 3)
