@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
@@ -32,13 +33,13 @@ from outbox.exceptions import (
     UnknownEventTypeError,
     UnreadableError,
 )
-from outbox.handlers import Delivery, HandlerRegistry
+from outbox.handlers import Delivery, Handler, HandlerRegistry
 from outbox.lifecycle import UNFINISHED
 from outbox.planning import Plan, Readable, group, make_plan, waits_until
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Failure, Locked
-from outbox.sql import Trouble, trouble_of
+from outbox.sql import RolledBackWatch, Trouble, trouble_of
 from outbox.tracing import traceparent
 
 logger = logging.getLogger(__name__)
@@ -271,18 +272,24 @@ class BatchHandling:
             outcome.buried.append((burial.row, failure.reason))
 
     def _deliver(self, readables: Sequence[Readable], outcome: _Outcome) -> None:
-        for handler, deliveries in group(readables):
-            if handler.batch:
-                with traceparent(deliveries[0].traceparent if len(deliveries) == 1 else ""):
-                    handler.function(deliveries)
-            else:
-                for delivery in deliveries:
-                    with traceparent(delivery.traceparent):
-                        handler.function(delivery)
+        watch = RolledBackWatch()
+        with connections[self._route.database].execute_wrapper(watch):
+            for handler, deliveries in group(readables):
+                self._call(handler, deliveries)
+        watch.check()
         ids = [readable.delivery.outbox_id for readable in readables]
         if self._repository.mark_consumed(ids) != len(ids):
             raise LostRowError(f"rows of {self._route.table} changed while they were locked: {ids[:10]}")
         outcome.consumed.update(readable.delivery.event_type for readable in readables)
+
+    def _call(self, handler: Handler, deliveries: list[Delivery[Any]]) -> None:
+        if handler.batch:
+            with traceparent(deliveries[0].traceparent if len(deliveries) == 1 else ""):
+                handler.function(deliveries)
+        else:
+            for delivery in deliveries:
+                with traceparent(delivery.traceparent):
+                    handler.function(delivery)
 
     # --- what fails ----------------------------------------------------------------------------------------------
 
@@ -343,7 +350,7 @@ class BatchHandling:
         database = connections[self._route.database]
         if self._trouble_of(error) is Trouble.OUTAGE or (session is not None and database.connection is not session):
             database.close()
-            raise InterfaceError(f"the database went away during a transaction: {type(error).__name__}") from error
+            raise InterfaceError(f"the database went away during a transaction: {_message_of(error)}") from error
 
     def _lost_its_locks(self, error: Exception) -> bool:
         return self._trouble_of(error) is Trouble.CONTENTION

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -123,7 +123,8 @@ _MYSQL_OUTAGE: Final = frozenset(
     {1040, 1053, 1077, 1078, 1079, 1152, 1158, 1159, 1160, 1161, 1184, 1203, 1226, 1290, 1317}
 )
 _MYSQL_OUTAGE_CLIENT: Final = frozenset({1927, 2002, 2003, 2004, 2005, 2006, 2012, 2013, 2026, 2055})
-_MYSQL_CONTENTION: Final = frozenset({1020, 1205, 1213})
+_MYSQL_LOST_DEADLOCK: Final = 1213
+_MYSQL_CONTENTION: Final = frozenset({1020, 1205, _MYSQL_LOST_DEADLOCK})
 # SQLSTATE classes: https://www.postgresql.org/docs/current/errcodes-appendix.html
 _PG_OUTAGE: Final = re.compile(r"08...|57P0[1-5]|53...|58...|25006")
 _PG_CONTENTION: Final = frozenset({"40001", "40P01", "55P03"})
@@ -152,6 +153,30 @@ def is_usable(using: str) -> bool:
     """Ask the database on ``using`` whether it is there."""
     connection = connections[using]
     return connection.connection is not None and connection.is_usable()
+
+
+class RolledBackWatch:
+    """Sees a statement whose error rolled the whole transaction back, though whoever sent it goes on as if not.
+
+    Around the statements of code that is not ours, by ``connection.execute_wrapper``: MySQL begins another transaction
+    silently after a lost deadlock, so that an error that was caught would take along what was done before.
+    """
+
+    def __init__(self) -> None:
+        self._error: BaseException | None = None
+
+    def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        try:
+            return execute(sql, params, many, context)
+        except DatabaseError as error:
+            if context["connection"].vendor == "mysql" and error.args[:1] == (_MYSQL_LOST_DEADLOCK,):
+                self._error = error
+            raise
+
+    def check(self) -> None:
+        """Raise the error that was seen, if any."""
+        if self._error is not None:
+            raise self._error
 
 
 def _mysql_trouble(error: BaseException) -> Trouble | None:

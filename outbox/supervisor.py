@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, TextIO
 
@@ -19,6 +19,7 @@ from outbox.shutdown import StopFlag
 _RESTARTS: Final = RetryPolicy(base=timedelta(seconds=1), cap=timedelta(seconds=30), max_attempts=2**31, jitter=0)
 _STABLE_AFTER_S: Final = 30.0
 _STOP_WITHIN_S: Final = 30.0
+_LAST_WORDS_S: Final = 2.0
 _POLL: Final = timedelta(milliseconds=100)
 
 
@@ -30,7 +31,7 @@ class _Child:
     started_at: float = 0.0
     failures: int = 0
     start_again_at: float = 0.0
-    readers: list[threading.Thread] = field(default_factory=list)
+    reader: threading.Thread | None = None
 
 
 class Supervisor:
@@ -67,6 +68,7 @@ class Supervisor:
         code = child.process.poll()
         if code is None:
             return
+        self._hear_out(child)
         if self._clock() - child.started_at >= _STABLE_AFTER_S:
             child.failures = 0
         child.failures += 1
@@ -86,10 +88,9 @@ class Supervisor:
             start_new_session=True,
         )
         child.started_at = self._clock()
-        reader = threading.Thread(target=self._copy, args=(child.name, child.process), daemon=True)
-        reader.start()
-        child.readers = [reader]
         self._say(child.name, f"started as process {child.process.pid}")
+        child.reader = threading.Thread(target=self._copy, args=(child.name, child.process), daemon=True)
+        child.reader.start()
 
     def _copy(self, name: str, process: subprocess.Popen[str]) -> None:
         if process.stdout is None:
@@ -97,6 +98,11 @@ class Supervisor:
         with process.stdout as lines:
             for line in lines:
                 self._say(name, line.rstrip("\n"))
+
+    def _hear_out(self, child: _Child) -> None:
+        """Let the last words of a process that has ended come first; one of its own children may keep the pipe open."""
+        if child.reader is not None:
+            child.reader.join(timeout=_LAST_WORDS_S)
 
     def _say(self, name: str, text: str) -> None:
         with self._lock:
@@ -118,5 +124,4 @@ class Supervisor:
                 self._say(child.name, "did not end by itself; killed")
                 child.process.kill()
                 child.process.wait()
-            for reader in child.readers:
-                reader.join(timeout=5)
+            self._hear_out(child)

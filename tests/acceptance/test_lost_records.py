@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import Installation, remove_topics, topic_length
+from tests.acceptance.harness import Installation, create_topic, remove_topics, topic_length
 from tests.acceptance.plans import Plan
 
 SOON = {"RELAY": {"REDELIVER_AFTER_SECONDS": 2.0}}
@@ -42,6 +42,23 @@ def test_deleted_topic_loses_no_event(impatient: Installation) -> None:
     relay.stop()
     remove_topics(impatient.kafka, topics=[impatient.topic()])
     workers = [impatient.relay(), impatient.consumer()]
+    impatient.wait_until_done(alive=workers)
+    impatient.check()
+
+
+def test_topic_made_anew_under_running_workers_loses_no_event(impatient: Installation) -> None:
+    """Records that the consumer has read ahead go with the topic too, and the new one counts from 0 again."""
+    assert impatient.kafka is not None
+    workers = [impatient.relay(), impatient.consumer()]
+    fields = {"sleep_ms": 10}
+    load = impatient.start_load(Plan(prefix="k", threads=2, transactions=0, pause_ms=20, seed=44, fields=fields))
+    everybody = [load, *workers]
+    impatient.wait(lambda: impatient.statuses()["published"] > 50, "the consumer was behind", alive=everybody)
+    remove_topics(impatient.kafka, topics=[impatient.topic()])
+    create_topic(impatient.kafka, impatient.topic())
+    before = impatient.statuses()["consumed"]
+    impatient.wait(lambda: impatient.statuses()["consumed"] > before + 100, "work goes on", alive=everybody)
+    load.stop()
     impatient.wait_until_done(alive=workers)
     impatient.check()
 

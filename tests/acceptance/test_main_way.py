@@ -120,3 +120,29 @@ def test_row_of_plain_sql_is_relayed_and_consumed(installation: Installation) ->
     installation.wait_until_done(alive=workers)
     installation.check()
     assert [effect.n for effect in installation.effects()] == [1, 2]
+
+
+def test_status_says_what_the_rows_say(installation: Installation) -> None:
+    event_ids = installation.publish(
+        ("step", {"key": "k", "n": 1}),
+        ("step", {"key": "k", "n": 2, "verdict": "discard"}),
+        ("step", {"key": "k", "n": 3}),
+    )
+    workers = [installation.relay(), installation.consumer()]
+    installation.wait_until_done(alive=workers)
+    installation.check(dead=[event_ids[1]])
+    shown = installation.wait(
+        lambda: status if (status := _status(installation))["lag"] == 0 else None, "the offsets are committed"
+    )
+    counts = {name: count["value"] for name, count in shown["counts"].items()}
+    assert counts == {"pending": 0, "published": 0, "consumed": 2, "dead": 1}
+    assert [worker["pid"] for worker in (*shown["relays"], *shown["consumers"])] == [worker.pid for worker in workers]
+    assert shown["attention"] == ["dead"]
+
+
+def _status(installation: Installation) -> dict[str, Any]:
+    """Return what ``outbox_status --json`` says of the probe service."""
+    done = installation.run("outbox_status", "probe", "--json")
+    assert done.returncode == 0, done.stderr
+    (status,) = json.loads(done.stdout)["services"]
+    return status

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -19,6 +18,7 @@ from outbox.repository import OutboxRepository
 from outbox.rows import Failure, Locked, NewRow
 from tests import factories
 from tests.factories import change, database_now, get, row, rows
+from tests.sessions import OtherTransaction
 from tests.toys import BULK, NOTE, PARKED
 from tests.waiting import wait_until
 
@@ -567,7 +567,7 @@ def test_second_transaction_waits_for_the_rows_of_the_first_and_sees_what_it_did
     alias: str, repository: OutboxRepository
 ) -> None:
     ids = rows(alias, 3, status=Status.PUBLISHED)
-    other = _Other(alias, lambda: repository.lock(ids, max_length=UNLIMITED))
+    other = OtherTransaction(alias, lambda: repository.lock(ids, max_length=UNLIMITED))
     with transaction.atomic(using=alias):
         repository.lock(ids[:2], max_length=UNLIMITED)
         other.start()
@@ -583,7 +583,7 @@ def test_transactions_that_name_rows_in_different_orders_do_not_deadlock(
 ) -> None:
     ids = rows(alias, 50, status=Status.PUBLISHED)
     workers = [
-        _Other(alias, lambda order=order: [repository.lock(order, max_length=UNLIMITED) for _ in range(1)])
+        OtherTransaction(alias, lambda order=order: [repository.lock(order, max_length=UNLIMITED) for _ in range(1)])
         for order in (ids, ids[::-1], ids[::2] + ids[1::2], ids[25:] + ids[:25])
         for _ in range(5)
     ]
@@ -591,53 +591,6 @@ def test_transactions_that_name_rows_in_different_orders_do_not_deadlock(
         worker.start()
 
     assert all(len(worker.result()[0]) == 50 for worker in workers)
-
-
-class _Other:
-    """A transaction on a thread and a connection of its own."""
-
-    def __init__(self, alias: str, work: Callable[[], Any]) -> None:
-        self._alias, self._work = alias, work
-        self._session: int | None = None
-        self._result: Any = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def result(self) -> Any:
-        self._thread.join(30)
-        assert not self._thread.is_alive(), "the other transaction never came through"
-        if self._error is not None:
-            raise self._error
-        return self._result
-
-    def is_waiting_for_a_lock(self) -> bool:
-        if self._session is None:
-            return False
-        statement = {
-            "mysql": "SELECT COUNT(*) FROM information_schema.innodb_trx"
-            " WHERE trx_mysql_thread_id = %s AND trx_state = 'LOCK WAIT'",
-            "postgresql": "SELECT COUNT(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'",
-        }[connections[self._alias].vendor]
-        with connections[self._alias].cursor() as cursor:
-            cursor.execute(statement, [self._session])
-            return bool(cursor.fetchone()[0])
-
-    def _run(self) -> None:
-        connection = connections[self._alias]
-        try:
-            with transaction.atomic(using=self._alias):
-                with connection.cursor() as cursor:
-                    own = {"mysql": "CONNECTION_ID()", "postgresql": "PG_BACKEND_PID()"}[connection.vendor]
-                    cursor.execute(f"SELECT {own}")
-                    self._session = cursor.fetchone()[0]
-                self._result = self._work()
-        except BaseException as error:  # noqa: BLE001 - raised again on the test's thread
-            self._error = error
-        finally:
-            connection.close()
 
 
 # --- blockers ----------------------------------------------------------------------------------------------------
@@ -930,7 +883,9 @@ def test_prune_passes_over_locked_rows(alias: str, repository: OutboxRepository)
     held, free = rows(alias, 2, status=Status.CONSUMED, consumed_at=old, created_at=old)
     with transaction.atomic(using=alias):
         repository.lock([held], max_length=UNLIMITED)
-        pruner = _Other(alias, lambda: repository.prune(consumed_before=repository.now() - HOUR, after_id=0, limit=10))
+        pruner = OtherTransaction(
+            alias, lambda: repository.prune(consumed_before=repository.now() - HOUR, after_id=0, limit=10)
+        )
         pruner.start()
 
         assert pruner.result().deleted == 1

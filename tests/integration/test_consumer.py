@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from types import SimpleNamespace
@@ -30,6 +28,7 @@ from outbox.sql import Trouble, trouble_of
 from outbox.tracing import current_traceparent
 from tests import factories
 from tests.factories import database_now, get, make_due, record, record_of, records_of, row, rows, statuses
+from tests.sessions import OtherTransaction, drop_own_connection, kill_own_connection, second_connection
 from tests.toys import (
     BULK,
     HANDLED,
@@ -842,8 +841,7 @@ def test_rows_that_somebody_else_holds_are_waited_for_and_cost_nothing(
     alias: str, toys: Toys, consumer: Consumer
 ) -> None:
     first, held, third = published(alias, 3, key=str)
-    other = connections.create_connection(alias)
-    other.settings_dict = connections[alias].settings_dict
+    other = second_connection(alias)
     impatient = {"mysql": "SET SESSION innodb_lock_wait_timeout = 0", "postgresql": "SET lock_timeout = '20ms'"}
     with connections[alias].cursor() as cursor:
         cursor.execute(impatient[connections[alias].vendor])
@@ -864,6 +862,59 @@ def test_rows_that_somebody_else_holds_are_waited_for_and_cost_nothing(
     assert {get(alias, each).retry_count for each in (first, held, third)} == {0}
 
 
+@pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
+def test_deadlock_that_a_handler_swallows_loses_nobodys_effect(alias: str, toys: Toys, consumer: Consumer) -> None:
+    """The server rolls the whole transaction back, what went before included, and the handler goes on as if not."""
+    mine, theirs = (
+        AgentStateSnapshotRecord.objects.using(alias).create(conversation_id=name, user_id=1, snapshot_json="{}").pk
+        for name in ("mine", "theirs")
+    )
+    innocent, swallowing = published(alias, 2, key=str)
+    swallowed: list[OperationalError] = []
+
+    def swallow(deliveries: Sequence[Delivery[Any]]) -> None:
+        if deliveries[0].outbox_id == swallowing and not swallowed:
+            try:
+                run_into_a_deadlock(alias, mine=mine, theirs=theirs)
+            except OperationalError as error:
+                swallowed.append(error)
+
+    toys.before = swallow
+    deliver(alias, consumer, [innocent, swallowing])
+    make_due(alias)
+    deliver(alias, consumer, [innocent, swallowing])
+
+    assert [error.args[0] for error in swallowed] == [1213]
+    assert set(statuses(alias).values()) == {"consumed"}
+    assert effect_ids(alias) == [innocent, swallowing]
+    assert {get(alias, each).retry_count for each in (innocent, swallowing)} == {0}
+
+
+def run_into_a_deadlock(alias: str, *, mine: int, theirs: int) -> None:
+    """Lose a deadlock against a transaction that has done too much to be the victim.
+
+    :raises OperationalError: the deadlock.
+    """
+
+    def work() -> None:
+        AgentStateSnapshotRecord.objects.using(alias).bulk_create(
+            AgentStateSnapshotRecord(conversation_id=f"heavy-{number}", user_id=1, snapshot_json="{}")
+            for number in range(200)
+        )
+        lock(alias, theirs)
+        lock(alias, mine)
+
+    lock(alias, mine)
+    other = OtherTransaction(alias, work)
+    other.start()
+    wait_until(other.is_waiting_for_a_lock, timeout=30)
+    lock(alias, theirs)
+
+
+def lock(alias: str, pk: int) -> None:
+    list(AgentStateSnapshotRecord.objects.using(alias).select_for_update().filter(pk=pk))
+
+
 def test_statement_that_a_handler_got_wrong_is_its_own_fault(alias: str, toys: Toys, consumer: Consumer) -> None:
     def violate(deliveries: Sequence[Delivery[Any]]) -> None:
         if deliveries[0].outbox_id == bad:
@@ -881,27 +932,21 @@ def test_statement_that_a_handler_got_wrong_is_its_own_fault(alias: str, toys: T
     assert (get(alias, bad).retry_count, get(alias, bad).error_class) == (1, IntegrityError.__name__)
 
 
-def drop_own_connection(alias: str) -> None:
-    """Cut the line under the connection that this thread uses, as a network does: nobody says a word."""
-    line = socket.socket(fileno=os.dup(connections[alias].connection.pgconn.socket))
-    line.shutdown(socket.SHUT_RDWR)
-    line.close()
+BREAKS = [("mariadb", kill_own_connection), ("postgres", kill_own_connection), ("postgres", drop_own_connection)]
 
 
-def kill_own_connection(alias: str) -> None:
-    """Have the database server end the connection that this thread uses."""
-    vendor = connections[alias].vendor
-    with connections[alias].cursor() as cursor:
-        cursor.execute({"mysql": "SELECT CONNECTION_ID()", "postgresql": "SELECT PG_BACKEND_PID()"}[vendor])
-        session = cursor.fetchone()[0]
-    killer = connections.create_connection(alias)
-    killer.settings_dict = connections[alias].settings_dict
-    with killer.cursor() as cursor:
-        if vendor == "mysql":
-            cursor.execute(f"KILL {session}")
-        else:
-            cursor.execute("SELECT PG_TERMINATE_BACKEND(%s)", [session])
-    killer.close()
+@pytest.mark.parametrize(("database_alias", "breaks_it"), BREAKS, indirect=["database_alias"])
+def test_connection_that_breaks_between_two_batches_is_opened_again(
+    alias: str, toys: Toys, stop: RecordingStop, breaks_it: Callable[[str], None]
+) -> None:
+    ids = published(alias, 2)
+    consumer = factories.consumer(alias, toys, subscribe=subscribing(_Scripted(records_of(alias, ids))))
+    breaks_it(alias)
+
+    consumer.run(stop, max_events=2)
+
+    assert effect_ids(alias) == ids
+    assert len(stop.pauses) == 1
 
 
 class _Hidden(Exception):  # noqa: N818
@@ -910,11 +955,7 @@ class _Hidden(Exception):  # noqa: N818
 
 @pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("hides", [False, True])
-@pytest.mark.parametrize(
-    ("database_alias", "breaks_it"),
-    [("mariadb", kill_own_connection), ("postgres", kill_own_connection), ("postgres", drop_own_connection)],
-    indirect=["database_alias"],
-)
+@pytest.mark.parametrize(("database_alias", "breaks_it"), BREAKS, indirect=["database_alias"])
 def test_connection_that_breaks_under_a_handler_is_nobodys_fault(
     alias: str,
     toys: Toys,

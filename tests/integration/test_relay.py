@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections
+from django.db import OperationalError, ProgrammingError, connections
 from django.test.utils import CaptureQueriesContext
 
 from outbox import embedded, signals
@@ -26,6 +26,7 @@ from outbox.models import ServiceSwitch, ShardLease, Worker
 from outbox.relay import Relay
 from tests import factories
 from tests.factories import database_now, get, make_due, row, rows, status_counts, statuses
+from tests.sessions import drop_own_connection, kill_own_connection
 from tests.toys import BULK, NOTE, PARKED, ManualClock, RecordingStop, Toys, effect_ids
 from tests.waiting import wait_until
 
@@ -439,16 +440,36 @@ def test_database_that_goes_away_is_waited_for(
     assert {get(alias, each).retry_count for each in ids} == {0}
 
 
+@pytest.mark.parametrize(
+    ("database_alias", "breaks_it"),
+    [("mariadb", kill_own_connection), ("postgres", kill_own_connection), ("postgres", drop_own_connection)],
+    indirect=["database_alias"],
+)
+def test_connection_that_breaks_is_opened_again_and_nothing_is_lost(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, stop: RecordingStop, breaks_it: Callable[[str], None]
+) -> None:
+    ids = rows(alias, 4, key=lambda number: f"key-{number}")
+    relay = make_relay(batch_size=2, in_flight_batches=2)
+    relay.step()
+    breaks_it(alias)
+
+    relay.run(stop, once=True)
+
+    assert sorted(set(sent_ids(broker))) == ids
+    assert status_counts(alias) == {"published": 4}
+    assert stop.pauses
+
+
 def test_statement_that_the_library_got_wrong_ends_the_process(
     make_relay: MakeRelay, stop: RecordingStop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = make_relay()
 
     def wrong(*_args: Any, **_kwargs: Any) -> Any:
-        raise OperationalError(1054, "Unknown column")
+        raise ProgrammingError(1054, "Unknown column")
 
     monkeypatch.setattr(type(relay._repository), "claim", wrong)
-    with pytest.raises(OperationalError):
+    with pytest.raises(ProgrammingError):
         relay.run(stop)
 
 
