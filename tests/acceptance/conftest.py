@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,9 @@ def database_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
         return servers[name]
 
     yield server
-    for each in servers.values():
-        each.close()
+    with ExitStack() as stack:
+        for each in servers.values():
+            stack.callback(each.close)
 
 
 def _server(name: str, tmp_path_factory: pytest.TempPathFactory) -> Server:
@@ -70,8 +72,9 @@ def install(
         for installation in made:
             for name, text in installation.logs():
                 print(f"--- {name} ---\n{text}")
-    for installation in made:
-        installation.dispose()
+    with ExitStack() as stack:
+        for installation in made:
+            stack.callback(installation.dispose)
 
 
 @pytest.fixture

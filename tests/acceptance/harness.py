@@ -16,7 +16,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -438,7 +438,6 @@ class Installation:
         """
         for path in self._loads:
             self.journal.add(read_journal(path))
-        self._loads.clear()
         rows = self.rows()
         check_delivery(rows, self.journal, dead=dead, retried=retried)
         check_business(rows, {row[0] for row in self.database.query("SELECT event_id FROM probe_business_rows")})
@@ -450,15 +449,14 @@ class Installation:
 
     def dispose(self) -> None:
         """End all processes, and remove the topics, the groups and the database."""
-        for worker in self.workers:
-            worker.dispose()
-        if self.kafka is not None:
-            remove_topics(
-                self.kafka,
-                topics=[self.topic(name) for name in ("agent", "probe")],
-                groups=[self.group(name) for name in ("agent", "probe")],
-            )
-        self.database.drop()
+        with ExitStack() as stack:  # the last is done first, and each whatever becomes of the others
+            stack.callback(self.database.drop)
+            if self.kafka is not None:
+                topics = [self.topic(name) for name in ("agent", "probe")]
+                groups = [self.group(name) for name in ("agent", "probe")]
+                stack.callback(remove_topics, self.kafka, topics=topics, groups=groups)
+            for worker in self.workers:
+                stack.callback(worker.dispose)
 
     def logs(self) -> Iterator[tuple[str, str]]:
         """Return the name and the end of each log."""
@@ -487,7 +485,7 @@ def check_delivery(
     assert not ghosts, f"{len(ghosts)} events of rolled-back transactions have a row: {sorted(ghosts)[:5]}"
     strangers = by_event.keys() - journal.committed - journal.unknown
     assert not strangers, f"{len(strangers)} rows that nobody published: {sorted(strangers)[:5]}"
-    expected = {row.event_id: "dead" if row.event_id in set(dead) else "consumed" for row in rows}
+    expected = {row.event_id: "dead" if row.event_id in dead else "consumed" for row in rows}
     wrong = [row for row in rows if row.status != expected[row.event_id]]
     assert not wrong, f"{len(wrong)} rows in the wrong status: {wrong[:5]}"
     silent = [row for row in rows if row.status == "dead" and not row.last_error]
