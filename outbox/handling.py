@@ -131,23 +131,33 @@ class BatchHandling:
         """
         ordered = sorted(records, key=_place)
         for attempt in range(1, _CONTENTION_LIMIT + 1):
+            failed: _HandlingFailed | None = None
             try:
                 self._tell(self._in_one_transaction(ordered))
             except _TooMuchAtOnce:
+                pass
+            except _HandlingFailed as error:
+                failed = error
+            else:
+                return
+            # Outside of the except clauses: what other events raise from here on did not happen because of this.
+            contended = failed is not None and self._lost_its_locks(failed.cause)
+            if contended and attempt < _CONTENTION_LIMIT:
+                continue
+            if failed is None or len(ordered) > 1:
                 self._in_halves(ordered)
-            except _HandlingFailed as failed:
-                contended = self._lost_its_locks(failed.cause)
-                if contended and attempt < _CONTENTION_LIMIT:
-                    continue
-                if len(ordered) > 1:
-                    self._in_halves(ordered)
-                elif failed.row is None:
-                    raise failed.cause from failed.cause.__cause__  # which says whose fault it is
-                elif contended:
-                    self._let_wait(failed.row)
-                else:
-                    self._note_failure(failed.row, failed.cause)
+            else:
+                self._blame(failed, contended=contended)
             return
+
+    def _blame(self, failed: _HandlingFailed, *, contended: bool) -> None:
+        """Write down what happened to an event that stood alone."""
+        if failed.row is None:
+            raise failed.cause from failed.cause.__cause__  # which says whose fault it is
+        if contended:
+            self._let_wait(failed.row)
+        else:
+            self._note_failure(failed.row, failed.cause)
 
     def _in_halves(self, records: list[IncomingRecord]) -> None:
         middle = len(records) // 2
@@ -160,10 +170,10 @@ class BatchHandling:
         outcome = _Outcome()
         messages = self._decode(records, outcome)
         row: Locked | None = None
-        session: object = None
+        began_on: object = None
         try:
             with transaction.atomic(using=self._route.database):
-                session = connections[self._route.database].connection
+                began_on = connections[self._route.database].connection
                 ids = {outbox_id for outbox_id, _ in messages}
                 rows = self._repository.lock(list(ids), max_length=self._options.batch_bytes)
                 live = self._live(rows, messages, outcome)
@@ -184,7 +194,7 @@ class BatchHandling:
         except _TooMuchAtOnce:
             raise
         except Exception as error:
-            self._raise_if_away(error, session)
+            self._raise_if_away(error, began_on)
             raise _HandlingFailed(row, error) from error
         return outcome
 
@@ -339,16 +349,16 @@ class BatchHandling:
             until = self._repository.now() + timedelta(seconds=1 + self._rand())
             self.totals.waited += self._repository.wait([row.id], until=until)
 
-    def _raise_if_away(self, error: Exception, session: object) -> None:
+    def _raise_if_away(self, error: Exception, began_on: object) -> None:
         """Raise an outage when the database went away, whatever the handler made of it.
 
-        ``session`` is the driver's connection that the transaction began on: where it broke, Django has opened another
+        ``began_on`` is the driver's connection that the transaction began on: where it broke, Django has opened another
         one by now, so that asking the database says nothing about what happened.
 
         :raises InterfaceError: the connection is another one, or none.
         """
         database = connections[self._route.database]
-        if self._trouble_of(error) is Trouble.OUTAGE or (session is not None and database.connection is not session):
+        if self._trouble_of(error) is Trouble.OUTAGE or (began_on is not None and database.connection is not began_on):
             database.close()
             raise InterfaceError(f"the database went away during a transaction: {_message_of(error)}") from error
 
@@ -356,14 +366,17 @@ class BatchHandling:
         return self._trouble_of(error) is Trouble.CONTENTION
 
     def _trouble_of(self, error: BaseException) -> Trouble:
-        """Say whose fault ``error`` is, by the database error that it was made from where there is one."""
+        """Say whose fault ``error`` is, by the database error that it was raised from where there is one.
+
+        Not by one that was merely being handled: an event whose own fault shows on that way only would never die.
+        """
         at: BaseException | None = error
         seen: set[int] = set()
         while at is not None and id(at) not in seen:
             if isinstance(at, (DatabaseError, InterfaceError)):
                 return trouble_of(at, self._route.database)
             seen.add(id(at))
-            at = at.__cause__ or at.__context__
+            at = at.__cause__
         return Trouble.STATEMENT
 
     # --- telling -------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ planned by (outbox id, attempt) and not by the number of calls: a batch may be d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -125,7 +126,7 @@ class Toys:
         times: int = 10**6,
     ) -> None:
         """Make the first ``times`` attempts of a row raise ``error``."""
-        make = error if callable(error) and not isinstance(error, BaseException) else lambda _delivery: error
+        make = (lambda _delivery: copy(error)) if isinstance(error, BaseException) else error
         self.plans[outbox_id] = Failing(make, times)
 
     def mend(self, outbox_id: int) -> None:

@@ -18,8 +18,8 @@ from outbox.repository import OutboxRepository
 from outbox.rows import Failure, Locked, NewRow
 from tests import factories
 from tests.factories import change, database_now, get, row, rows
-from tests.sessions import OtherTransaction
 from tests.toys import BULK, NOTE, PARKED
+from tests.transactions import OtherTransaction
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)

@@ -10,7 +10,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
+from django.db import (
+    DatabaseError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+    connections,
+    transaction,
+)
 from django.test.utils import CaptureQueriesContext
 
 from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
@@ -28,7 +36,6 @@ from outbox.sql import Trouble, trouble_of
 from outbox.tracing import current_traceparent
 from tests import factories
 from tests.factories import database_now, get, make_due, record, record_of, records_of, row, rows, statuses
-from tests.sessions import OtherTransaction, drop_own_connection, kill_own_connection, second_connection
 from tests.toys import (
     BULK,
     HANDLED,
@@ -43,6 +50,7 @@ from tests.toys import (
     effect_ids,
     effects,
 )
+from tests.transactions import OtherTransaction, drop_own_connection, kill_own_connection, second_connection
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
@@ -289,6 +297,50 @@ def test_several_poison_events_of_one_batch_are_found_and_nothing_else(
     assert sorted(effect_ids(alias)) == sorted(set(ids) - poison)
 
 
+def test_reason_of_one_event_says_nothing_of_another(alias: str, toys: Toys, consumer: Consumer) -> None:
+    """They failed in one batch, and have nothing to do with each other."""
+    first, second = published(alias, 2, key=str)
+    toys.fail(first, LookupError("of the first"))
+    toys.fail(second, ArithmeticError("of the second"))
+
+    deliver(alias, consumer, [first, second])
+
+    assert "of the second" not in get(alias, first).traceback
+    assert "of the first" not in get(alias, second).traceback
+    assert "of the second" in get(alias, second).traceback
+    assert "During handling of the above exception" not in get(alias, second).traceback
+
+
+def test_failure_after_somebody_elses_deadlock_is_its_own(alias: str, toys: Toys, consumer: Consumer) -> None:
+    unlucky, failing = published(alias, 2, key=str)
+    toys.fail(unlucky, lambda _delivery: deadlock_of(alias))
+    toys.fail(failing, ValueError("no"))
+
+    deliver(alias, consumer, [unlucky, failing])
+
+    assert (get(alias, unlucky).retry_count, get(alias, failing).retry_count) == (0, 1)
+
+
+def test_deadlock_that_a_handler_passes_on_in_its_own_words_costs_nothing(
+    alias: str, toys: Toys, consumer: Consumer
+) -> None:
+    [row_id] = published(alias, 1)
+    losses = iter(range(2))
+
+    def lose(_deliveries: Any) -> None:
+        for _ in losses:
+            try:
+                raise deadlock_of(alias)
+            except OperationalError as error:
+                raise _Hidden from error
+
+    toys.before = lose
+    deliver(alias, consumer, [row_id])
+
+    assert effect_ids(alias) == [row_id]
+    assert get(alias, row_id).retry_count == 0
+
+
 def test_attempts_back_off_and_end_in_death(alias: str, toys: Toys, consumer: Consumer) -> None:
     row_id = row(alias, max_retry=3, status=Status.PUBLISHED)
     toys.fail(row_id, ValueError("no"))
@@ -458,6 +510,23 @@ def test_handler_that_moves_its_own_row_has_no_effect(alias: str, toys: Toys, co
     assert effect_ids(alias) == [good]
     found = get(alias, meddling)
     assert (found.status, found.retry_count, found.error_class) == ("pending", 1, "LostRowError")
+
+
+def test_plain_queries_of_a_handler_are_in_its_transaction(alias: str, toys: Toys, consumer: Consumer) -> None:
+    """Without a word on databases: the router knows where the service lives."""
+    good, bad = published(alias, 2, key=str)
+    toys.fail(bad, ValueError("no"))
+
+    def write(deliveries: Sequence[Delivery[Any]]) -> None:
+        name = str(deliveries[0].outbox_id)
+        AgentStateSnapshotRecord.objects.create(conversation_id=name, user_id=1, snapshot_json="{}")
+        assert AgentStateSnapshotRecord.objects.filter(conversation_id=name).exists()
+
+    toys.before = write
+    deliver(alias, consumer, [good, bad])
+
+    kept = AgentStateSnapshotRecord.objects.using(alias).values_list("conversation_id", flat=True)
+    assert list(kept) == [str(good)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("the hook's own fault"), Discard("the hook's own fault")])
@@ -792,6 +861,63 @@ def test_batches_give_what_event_by_event_would_have_given(alias: str, toys: Toy
 
 
 # --- databases that are in the way ----------------------------------------------------------------------------------
+
+
+def from_postgres(state: str, *, kind: type[Exception] = OperationalError) -> Exception:
+    """Return an error as Django makes it from one of PostgreSQL's."""
+    error = kind("text")
+    error.__cause__ = type("Cause", (Exception,), {"sqlstate": state})()
+    return error
+
+
+TROUBLES = [
+    ("mariadb", OperationalError(2006, "Server has gone away"), Trouble.OUTAGE),
+    ("mariadb", OperationalError(2013, "Lost connection to server during query"), Trouble.OUTAGE),
+    ("mariadb", OperationalError(2002, "Can't connect"), Trouble.OUTAGE),
+    ("mariadb", OperationalError(1927, "Connection was killed"), Trouble.OUTAGE),
+    ("mariadb", OperationalError(1040, "Too many connections"), Trouble.OUTAGE),
+    ("mariadb", OperationalError(1053, "Server shutdown in progress"), Trouble.OUTAGE),
+    ("mariadb", OperationalError(1290, "running with the --read-only option"), Trouble.OUTAGE),
+    ("mariadb", InterfaceError(0, ""), Trouble.OUTAGE),
+    ("mariadb", OperationalError(1205, "Lock wait timeout exceeded"), Trouble.CONTENTION),
+    ("mariadb", OperationalError(1213, "Deadlock found"), Trouble.CONTENTION),
+    ("mariadb", OperationalError(1020, "Record has changed since last read"), Trouble.CONTENTION),
+    ("mariadb", IntegrityError(1062, "Duplicate entry"), Trouble.STATEMENT),
+    ("mariadb", ProgrammingError(1146, "Table doesn't exist"), Trouble.STATEMENT),
+    ("mariadb", LookupError("no database error"), Trouble.STATEMENT),
+    ("postgres", from_postgres("57P01"), Trouble.OUTAGE),
+    ("postgres", from_postgres("08006"), Trouble.OUTAGE),
+    ("postgres", from_postgres("53300"), Trouble.OUTAGE),
+    ("postgres", from_postgres("25006", kind=DatabaseError), Trouble.OUTAGE),
+    ("postgres", OperationalError("server closed the connection unexpectedly"), Trouble.OUTAGE),
+    ("postgres", InterfaceError("the connection is closed"), Trouble.OUTAGE),
+    ("postgres", from_postgres("40P01"), Trouble.CONTENTION),
+    ("postgres", from_postgres("40001"), Trouble.CONTENTION),
+    ("postgres", from_postgres("55P03"), Trouble.CONTENTION),
+    ("postgres", from_postgres("23505", kind=IntegrityError), Trouble.STATEMENT),
+    ("postgres", from_postgres("42P01", kind=ProgrammingError), Trouble.STATEMENT),
+    ("default", OperationalError("database is locked"), Trouble.CONTENTION),
+    ("default", OperationalError("database table is locked"), Trouble.CONTENTION),
+    ("default", OperationalError("disk I/O error"), Trouble.OUTAGE),
+    ("default", OperationalError("unable to open database file"), Trouble.OUTAGE),
+    ("default", OperationalError("attempt to write a readonly database"), Trouble.OUTAGE),
+    ("default", OperationalError("database or disk is full"), Trouble.OUTAGE),
+    ("default", IntegrityError("UNIQUE constraint failed: x.y"), Trouble.STATEMENT),
+]
+
+
+@pytest.mark.parametrize(("database_alias", "error", "trouble"), TROUBLES, indirect=["database_alias"], ids=str)
+def test_it_is_known_whose_fault_a_database_error_is(alias: str, error: Exception, trouble: Trouble) -> None:
+    connections[alias].close()
+
+    assert trouble_of(error, alias) is trouble
+
+
+def test_statement_that_is_wrong_is_nobody_elses_fault_while_the_database_is_there(alias: str) -> None:
+    with pytest.raises(DatabaseError) as caught, connections[alias].cursor() as cursor:
+        cursor.execute("SELECT nothing FROM nowhere")
+
+    assert trouble_of(caught.value, alias) is Trouble.STATEMENT
 
 
 def deadlock_of(alias: str) -> Exception:
@@ -1139,6 +1265,35 @@ def test_consumer_is_seen_while_it_works_and_gone_when_it_ends(alias: str, toys:
 
     assert seen == [[("agent", "consumer")]]
     assert not Worker.objects.using(alias).exists()
+
+
+def test_loop_ends_when_nothing_is_left_and_not_before(alias: str, toys: Toys, stop: RecordingStop) -> None:
+    ids = published(alias, 2)
+    subscription = _Scripted(records_of(alias, ids[:1]), [], records_of(alias, ids[1:]))
+    answers = iter([False, True])
+
+    factories.consumer(alias, toys, subscribe=subscribing(subscription)).run(stop, is_drained=lambda: next(answers))
+
+    assert effect_ids(alias) == ids
+
+
+def test_paused_loop_waits_and_ends_where_it_would_wait_for_nothing(
+    alias: str, toys: Toys, stop: RecordingStop
+) -> None:
+    ServiceSwitch.objects.using(alias).create(service="agent", consumer_paused=True)
+    subscription = _Scripted(records_of(alias, published(alias, 1)))
+    real_wait = stop.wait
+
+    def wait(pause: timedelta) -> bool:
+        stop.set()
+        return real_wait(pause)
+
+    stop.wait = wait  # type: ignore[method-assign]
+    factories.consumer(alias, toys, subscribe=subscribing(subscription)).run(stop)
+    assert stop.pauses, "without a pause it would turn as fast as it can"
+
+    factories.consumer(alias, toys, subscribe=subscribing(subscription)).run(RecordingStop(), is_drained=lambda: False)
+    assert effect_ids(alias) == []
 
 
 def test_stop_ends_the_loop_after_the_batch_in_hand(alias: str, toys: Toys, stop: RecordingStop) -> None:

@@ -271,6 +271,15 @@ def test_event_type_that_its_column_cannot_hold_is_refused(alias: str, known: To
     assert outbox_rows(alias) == []
 
 
+def test_aggregate_id_that_no_database_holds_is_refused(alias: str, known: Toys) -> None:
+    odd = event("toy.odd", service="agent", key="key", aggregate_id=lambda _: "a\x00b", registry=known.contracts)(
+        msgspec.defstruct("Odd", [("key", str)])
+    )
+
+    with pytest.raises(InvalidEventError, match="'aggregate_id': it holds a NUL"):
+        publish(odd(key="k"))
+
+
 def test_event_without_an_aggregate_has_an_empty_one(alias: str, known: Toys) -> None:
     loose = event("toy.loose", service="agent", key="key", aggregate_id="other", registry=known.contracts)(
         msgspec.defstruct("Loose", [("key", str), ("other", str | None, None)])

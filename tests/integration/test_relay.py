@@ -26,8 +26,8 @@ from outbox.models import ServiceSwitch, ShardLease, Worker
 from outbox.relay import Relay
 from tests import factories
 from tests.factories import database_now, get, make_due, row, rows, status_counts, statuses
-from tests.sessions import drop_own_connection, kill_own_connection
 from tests.toys import BULK, NOTE, PARKED, ManualClock, RecordingStop, Toys, effect_ids
+from tests.transactions import drop_own_connection, kill_own_connection
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
@@ -665,6 +665,18 @@ def test_worker_that_leaves_frees_its_share_at_once(alias: str, clock: ManualClo
     assert Worker.objects.using(alias).count() == 1
 
 
+def test_lease_is_renewed_on_every_beat(alias: str, clock: ManualClock) -> None:
+    worker = factories.leases(alias, clock)
+    worker.refresh()
+    almost_over = database_now(alias) + timedelta(seconds=1)
+    ShardLease.objects.using(alias).update(expires_at=almost_over)
+
+    worker.refresh()
+
+    soonest = min(ShardLease.objects.using(alias).values_list("expires_at", flat=True))
+    assert soonest > almost_over + factories.TTL / 2
+
+
 def test_share_of_a_crashed_worker_is_free_when_its_lease_runs_out(alias: str, clock: ManualClock) -> None:
     stays, crashes = factories.leases(alias, clock), factories.leases(alias, clock)
     settle(clock, stays, crashes)
@@ -812,6 +824,75 @@ def test_relay_that_slept_through_its_lease_duplicates_at_the_most(
         step_until_idle(relay)
     consumer.step(100)
     assert effect_ids(alias) == ids
+
+
+def test_relay_that_ends_during_an_outage_leaves_its_rows_to_the_next(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, stop: RecordingStop
+) -> None:
+    ids = rows(alias, 4)
+    relay = make_relay(batch_size=2, in_flight_batches=5)
+    relay.step()
+    broker.go_away()
+    stop.set()
+
+    relay.run(stop)
+
+    assert status_counts(alias) == {"pending": 4}
+    broker.come_back()
+    step_until_idle(make_relay())
+    assert sorted(set(sent_ids(broker))) == ids
+    assert status_counts(alias) == {"published": 4}
+
+
+class _Slow(MemoryBroker):
+    """Takes its time to answer; ``meanwhile`` is what happens in it."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__(partitions=3)
+        self.meanwhile = meanwhile
+
+    def producer(self, *, client_id: str) -> Any:
+        return _SlowProducer(self, super().producer(client_id=client_id))
+
+
+class _SlowProducer:
+    def __init__(self, broker: _Slow, producer: Any) -> None:
+        self._broker, self._producer = broker, producer
+
+    def send(self, records: Sequence[OutgoingRecord]) -> Any:
+        sent = self._producer.send(records)
+        broker = self._broker
+
+        class _Late:
+            def report(self, timeout: timedelta) -> SendReport:
+                broker.meanwhile()
+                return sent.report(timeout)
+
+        return _Late()
+
+    def close(self) -> None:
+        self._producer.close()
+
+
+def test_relay_looks_at_its_leases_after_a_slow_answer_before_it_claims_more(
+    alias: str, make_relay: MakeRelay, clock: ManualClock
+) -> None:
+    ids = rows(alias, 4, key=lambda number: f"key-{number}")
+    heir = factories.leases(alias, clock)
+
+    def meanwhile() -> None:
+        clock.advance(factories.TTL.total_seconds())
+        factories.expire(alias, relay._leases.presence.worker_id)
+        heir.refresh()
+
+    broker = _Slow(meanwhile)
+    relay = make_relay(broker=broker, batch_size=2, in_flight_batches=1)
+    relay.step()
+
+    assert relay.step(), "the answer came, and there is more to do"
+    assert not relay.step(), "but not for this one"
+    assert sorted(sent_ids(broker)) == ids[:2]
+    assert status_counts(alias) == {"published": 2, "pending": 2}
 
 
 def test_relay_that_ends_marks_what_was_acknowledged_and_frees_its_leases(

@@ -1,4 +1,4 @@
-"""Other sessions of the same database: transactions at the same time, and ends of connections."""
+"""Other transactions on the same database, at the same time, and connections that end badly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class OtherTransaction:
 
     def __init__(self, alias: str, work: Callable[[], Any]) -> None:
         self._alias, self._work = alias, work
-        self._session: int | None = None
+        self._connection_id: int | None = None
         self._result: Any = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -35,29 +35,30 @@ class OtherTransaction:
     def is_waiting_for_a_lock(self) -> bool:
         if self._error is not None:
             raise self._error
-        if self._session is None:
+        if self._connection_id is None:
             return False
         with connections[self._alias].cursor() as cursor:
             if connections[self._alias].vendor == "postgresql":
                 cursor.execute(
-                    "SELECT COUNT(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", [self._session]
+                    "SELECT COUNT(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'",
+                    [self._connection_id],
                 )
                 return bool(cursor.fetchone()[0])
             # Not from information_schema.innodb_trx: it shows an old picture to whoever asks more often than its cache
-            # is renewed. Somebody waits, and this session is in the middle of a statement.
+            # is renewed. Somebody waits, and this one is in the middle of a statement.
             cursor.execute("SHOW GLOBAL STATUS LIKE 'Innodb_row_lock_current_waits'")
             somebody_waits = int(cursor.fetchone()[1]) > 0
             cursor.execute(
                 "SELECT COUNT(*) FROM information_schema.processlist WHERE id = %s AND command = 'Query'"
                 " AND info LIKE '%%FOR UPDATE%%'",
-                [self._session],
+                [self._connection_id],
             )
             return somebody_waits and bool(cursor.fetchone()[0])
 
     def _run(self) -> None:
         try:
             with transaction.atomic(using=self._alias):
-                self._session = session_of(self._alias)
+                self._connection_id = connection_id_of(self._alias)
                 self._result = self._work()
         except BaseException as error:  # noqa: BLE001 - raised again on the test's thread
             self._error = error
@@ -65,7 +66,7 @@ class OtherTransaction:
             connections[self._alias].close()
 
 
-def session_of(alias: str) -> int:
+def connection_id_of(alias: str) -> int:
     """Return the server's name for this thread's connection."""
     own = {"mysql": "CONNECTION_ID()", "postgresql": "PG_BACKEND_PID()"}[connections[alias].vendor]
     with connections[alias].cursor() as cursor:
@@ -75,13 +76,13 @@ def session_of(alias: str) -> int:
 
 def kill_own_connection(alias: str) -> None:
     """Have the server end this thread's connection, as an administrator or its shutdown does."""
-    session = session_of(alias)
+    connection_id = connection_id_of(alias)
     killer = second_connection(alias)
     with killer.cursor() as cursor:
         if killer.vendor == "mysql":
-            cursor.execute(f"KILL {session}")
+            cursor.execute(f"KILL {connection_id}")
         else:
-            cursor.execute("SELECT PG_TERMINATE_BACKEND(%s)", [session])
+            cursor.execute("SELECT PG_TERMINATE_BACKEND(%s)", [connection_id])
     killer.close()
 
 
