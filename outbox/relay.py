@@ -25,6 +25,7 @@ from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
+from outbox.marks import PublishedMarks
 from outbox.outage import OutageWatch
 from outbox.repository import OutboxRepository
 from outbox.rows import Due, Failure
@@ -82,6 +83,7 @@ class Relay:
         self._reference_bytes = reference_bytes
         self._clock = clock
         self._producer: Producer | None = None
+        self._marks = PublishedMarks(repository, redeliver_after=timedelta(seconds=options.redeliver_after_seconds))
         self._in_flight: deque[_InFlight] = deque()
         self._after: tuple[Any, int] | None = None
         self._swept_at = clock()
@@ -135,22 +137,21 @@ class Relay:
             max_length=self._reference_bytes,
             after=self._after,
         )
-        if not claim.rows:
-            had_work = bool(self._in_flight) or self._after is not None
-            self._start_over()
-            return had_work
-        records = self._records(claim.rows)
+        rows = [row for row in claim.rows if row.id not in self._marks]
+        had_work = bool(rows or self._in_flight or self._after is not None)
+        records = self._records(rows)
         if records:
             self._in_flight.append(
                 _InFlight(
                     self._open_producer().send(records),
-                    {row.id: row.event_type for row in claim.rows},
+                    {row.id: row.event_type for row in rows},
                     claim.claimed_at,
                 )
             )
         self._after = claim.last
         if claim.last is None or len(claim.rows) < self._options.batch_size:
             self._start_over()
+            return had_work
         return True
 
     def _records(self, rows: Sequence[Due]) -> list[OutgoingRecord]:
@@ -183,11 +184,7 @@ class Relay:
         :raises BrokerUnavailableError: some records have no answer; they stay pending and are sent again.
         """
         report = batch.send.report(timedelta(seconds=self._options.send_timeout_seconds))
-        self._repository.mark_published(
-            report.acknowledged,
-            claimed_at=batch.claimed_at,
-            redeliver_after=timedelta(seconds=self._options.redeliver_after_seconds),
-        )
+        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at)
         # Counted by the broker's word: a fast consumer may have finished a row before it is marked.
         self.totals.published += len(report.acknowledged)
         for refusal in report.refused:
@@ -202,7 +199,9 @@ class Relay:
             raise BrokerUnavailableError(report.outage)
 
     def _bury(self, row_id: int, event_type: str, failure: Failure) -> None:
-        if self._repository.bury(row_id, failure=failure, parks_key=self._parks_key(event_type)):
+        """Make a row dead; one that a consumer holds, by an older record of it, is left to the next claim."""
+        parks_key = self._parks_key(event_type)
+        if self._repository.bury(row_id, failure=failure, parks_key=parks_key, skip_locked=True):
             self.totals.dead += 1
             logger.error("relay of %s: row %s is dead: %s", self._route.service, row_id, failure.reason)
             signals.refused.send_robust(self._route.service, outbox_id=row_id, reason=failure.reason)
@@ -212,6 +211,7 @@ class Relay:
     def _settle_all(self) -> None:
         while self._in_flight:
             self._settle(self._in_flight.popleft())
+        self._marks.try_again()
 
     def _start_over(self) -> None:
         """Claim from the oldest row next; nothing may be in flight then, or it would be claimed again."""
@@ -284,7 +284,8 @@ class Relay:
         """Say whether nothing is due in any shard: also what a crashed relay held until its lease runs out."""
         if self._leases.switches.relay_paused:
             return True
-        return not self._repository.claim(shards=None, limit=1, max_length=0).rows
+        due = self._repository.claim(shards=None, limit=len(self._marks) + 1, max_length=0).rows
+        return all(row.id in self._marks for row in due)
 
     def _shards(self) -> frozenset[int] | None:
         return None if len(self._leases.held) == SHARD_COUNT else self._leases.held

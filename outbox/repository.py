@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from django.db import connections
+from django.db import connections, transaction
 
 from outbox import lifecycle
 from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
-from outbox.rows import Blocker, Claim, Due, Failure, Locked, NewRow, Pruned
+from outbox.rows import Blocker, Claim, Due, Failure, Locked, Marked, NewRow, Pruned
 from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
@@ -97,23 +97,31 @@ class OutboxRepository:
         found = self._fetch(f"SELECT payload FROM {self._table} WHERE id = %s", [row_id])
         return str(found[0][0]) if found else ""
 
-    def mark_published(self, ids: Sequence[int], *, claimed_at: Any, redeliver_after: timedelta) -> int:
-        """Mark rows that the broker acknowledged; return how many were still as they were claimed.
+    def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
+        """Mark rows that the broker acknowledged, without waiting for those that somebody else has locked.
 
-        A row that was put back after the claim is due later than ``claimed_at``: it is left alone, and so a relay that
-        slept through the end of its lease overwrites nothing.
+        A consumer may hold a record before its row is marked, and its handler may take its time: whoever waited for it
+        here would hold up every other key. A row that was put back after the claim is due later than ``claimed_at``: it
+        is left alone, and so a relay that slept through the end of its lease overwrites nothing.
         """
+        as_claimed = ("(next_retry_at IS NULL OR next_retry_at <= %s)", [claimed_at])
         again_at = to_db(self._connection, from_db(claimed_at) + redeliver_after)
-        return self._move(
+        count = self._move(
             lifecycle.MARK_PUBLISHED,
             ids,
             f"published_at = {self._sql.now}, next_retry_at = %s",
             [again_at],
-            also=("(next_retry_at IS NULL OR next_retry_at <= %s)", [claimed_at]),
+            also=as_claimed,
+            skip_locked=True,
         )
+        held = self._find(lifecycle.MARK_PUBLISHED.sources, ids, also=as_claimed) if count < len(ids) else []
+        return Marked(count, held)
 
     def redeliver(self, *, shards: Collection[int] | None, published_before: datetime, limit: int) -> int:
-        """Send up to ``limit`` rows again that have been ``published`` since before ``published_before``."""
+        """Send up to ``limit`` rows again that have been ``published`` since before ``published_before``.
+
+        What somebody has locked is being handled, and so it is not stuck.
+        """
         conditions, parameters = self._in_shards(Status.PUBLISHED, shards)
         stuck = self._fetch(
             f"SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
@@ -121,7 +129,8 @@ class OutboxRepository:
             " AND COALESCE(published_at, updated_at) < %s ORDER BY next_retry_at, id LIMIT %s",
             [*parameters, to_db(self._connection, published_before), limit],
         )
-        return self._move(lifecycle.REDELIVER, [row[0] for row in stuck], f"next_retry_at = {self._sql.now}")
+        ids = [row[0] for row in stuck]
+        return self._move(lifecycle.REDELIVER, ids, f"next_retry_at = {self._sql.now}", skip_locked=True)
 
     def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str]]:
         """Return (id, event type, key) of rows that wait for their consumer, in id order: the table as a queue."""
@@ -197,7 +206,9 @@ class OutboxRepository:
             also=("retry_count = %s", [row.retry_count]),
         )
 
-    def bury(self, row_id: int, *, failure: Failure, parks_key: bool, failed_attempts: int = 0) -> int:
+    def bury(
+        self, row_id: int, *, failure: Failure, parks_key: bool, failed_attempts: int = 0, skip_locked: bool = False
+    ) -> int:
         """Make a row dead, with the reason; ``parks_key`` holds back the later events of its key."""
         now = self._sql.now
         return self._move(
@@ -206,6 +217,7 @@ class OutboxRepository:
             f"retry_count = retry_count + %s, dead_at = {now}, next_retry_at = {now}, last_error = %s,"
             " error_class = %s, traceback = %s, parks_key = %s",
             [failed_attempts, *_columns(failure), parks_key],
+            skip_locked=skip_locked,
         )
 
     # --- operator ------------------------------------------------------------------------------------------------
@@ -254,15 +266,9 @@ class OutboxRepository:
             row[0] for row in window if row[1] == Status.CONSUMED and row[2] and from_db(row[2]) < consumed_before
         ]
         deleted = 0
-        if candidates:
-            unlocked = self._fetch(
-                f"SELECT id FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(candidates)})"
-                f" AND status = %s{self._sql.skip_locked}",
-                [Status.CONSUMED],
-            )
-            ids = [row[0] for row in unlocked]
-            if ids:
-                deleted = self._execute(self._sql.delete_by_id.format(table=self._table, ids=id_list(ids)))
+        ids = self._find([Status.CONSUMED], candidates, lock=True)
+        if ids:
+            deleted = self._execute(self._sql.delete_by_id.format(table=self._table, ids=id_list(ids)))
         # Ids grow with time, so behind a row as young as the limit there is nothing left to delete.
         reached_young = all(from_db(row[3]) >= consumed_before for row in window)
         return Pruned(deleted, None if reached_young or len(window) < limit else window[-1][0])
@@ -285,18 +291,46 @@ class OutboxRepository:
     def _table(self) -> str:
         return self.route.table
 
+    def _find(
+        self,
+        statuses: Sequence[Status],
+        ids: Collection[int],
+        *,
+        also: tuple[str, Sequence[Any]] = ("", ()),
+        lock: bool = False,
+    ) -> list[int]:
+        """Return those of ``ids`` in one of ``statuses``; ``lock`` locks them and leaves out what others hold."""
+        if not ids:
+            return []
+        condition, more = also
+        found = self._fetch(
+            f"SELECT id FROM {self._table}{self._sql.by_primary_key}"
+            f" WHERE id IN ({id_list(ids)}) AND status IN ({placeholders(statuses)})"
+            f"{f' AND {condition}' if condition else ''}{self._sql.skip_locked if lock else ''}",
+            [*statuses, *more],
+        )
+        return [row[0] for row in found]
+
     def _move(
         self,
         transition: Transition,
-        ids: Sequence[int],
+        ids: Collection[int],
         assignments: str,
         values: Sequence[Any] = (),
         *,
         also: tuple[str, Sequence[Any]] = ("", ()),
+        skip_locked: bool = False,
     ) -> int:
-        """Apply ``transition`` to those of ``ids`` that are in one of its source statuses; return how many."""
+        """Apply ``transition`` to those of ``ids`` that are in one of its source statuses; return how many.
+
+        With ``skip_locked``, but for those that somebody else has locked: in two statements, as MySQL has none for it.
+        """
         if not ids:
             return 0
+        if skip_locked:
+            with transaction.atomic(using=self.route.database):
+                free = self._find(transition.sources, ids, also=also, lock=True)
+                return self._move(transition, free, assignments, values, also=also)
         condition, more = also
         return self._execute(
             f"UPDATE {self._table}{self._sql.by_primary_key}"

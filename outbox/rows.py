@@ -40,6 +40,15 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
+class Marked:
+    """What one attempt to mark rows did."""
+
+    count: int
+    held: list[int]
+    """Rows that are still as they were claimed and that somebody else has locked: mark them later."""
+
+
+@dataclass(frozen=True, slots=True)
 class Locked:
     """A row as its consumer locked it."""
 

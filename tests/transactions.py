@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import connections, transaction
@@ -64,6 +65,30 @@ class OtherTransaction:
             self._error = error
         finally:
             connections[self._alias].close()
+
+
+@contextmanager
+def held_elsewhere(alias: str, work: Callable[[], Any], then: Callable[[], Any] = lambda: None) -> Iterator[None]:
+    """Have another transaction do ``work``, keep its locks for the block, do ``then`` and commit.
+
+    It gives up after half a minute: who waits for it inside of the block fails the test instead of hanging it.
+    """
+    holds, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        work()
+        holds.set()
+        assert let_go.wait(30), "somebody waited for the locks of another transaction"
+        then()
+
+    other = OtherTransaction(alias, hold)
+    other.start()
+    assert holds.wait(30) or other.result(), "the other transaction never began"
+    try:
+        yield
+    finally:
+        let_go.set()
+        other.result()
 
 
 def connection_id_of(alias: str) -> int:

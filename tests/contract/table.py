@@ -111,7 +111,7 @@ class _Claimed:
             marked = self.repository.mark_published(
                 report.acknowledged, claimed_at=self.claimed_at, redeliver_after=REDELIVER_AFTER
             )
-            assert marked == len(report.acknowledged)
+            assert marked.count == len(report.acknowledged)
         return report
 
 

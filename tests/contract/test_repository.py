@@ -15,11 +15,11 @@ from outbox.envelope import encode_envelope
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import Status
 from outbox.repository import OutboxRepository
-from outbox.rows import Failure, Locked, NewRow
+from outbox.rows import Failure, Locked, Marked, NewRow
 from tests import factories
 from tests.factories import change, database_now, get, row, rows
 from tests.toys import BULK, NOTE, PARKED
-from tests.transactions import OtherTransaction
+from tests.transactions import OtherTransaction, held_elsewhere
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
@@ -65,7 +65,7 @@ def stale(row_id: int, **columns: Any) -> Locked:
 
 
 def _mark_published(repository: OutboxRepository, row_id: int) -> int:
-    return repository.mark_published([row_id], claimed_at=raw_now(repository), redeliver_after=HOUR)
+    return repository.mark_published([row_id], claimed_at=raw_now(repository), redeliver_after=HOUR).count
 
 
 def _redeliver(repository: OutboxRepository, _row_id: int) -> int:
@@ -328,7 +328,7 @@ def test_rows_without_a_due_time_are_reached_through_a_backlog(alias: str, repos
         if not claimed.rows:
             break
         ids = [due.id for due in claimed.rows]
-        assert repository.mark_published(ids, claimed_at=claimed.claimed_at, redeliver_after=HOUR) == len(ids)
+        assert repository.mark_published(ids, claimed_at=claimed.claimed_at, redeliver_after=HOUR).count == len(ids)
         reached += ids
 
     assert sorted(reached) == dated + undated
@@ -419,7 +419,7 @@ def test_mark_published_notes_when_and_when_again(alias: str, repository: Outbox
     row_id = row(alias)
     claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
 
-    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == 1
+    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
 
     marked = get(alias, row_id)
     now = database_now(alias)
@@ -438,7 +438,7 @@ def test_mark_published_leaves_alone_what_was_put_back_after_the_claim(
     repository.retry(stale(retried), due_at=repository.now() + MINUTE, failure=FAILURE)
 
     ids = [waiting, retried, untouched]
-    assert repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR) == 1
+    assert repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
 
     assert factories.statuses(alias) == {waiting: "pending", retried: "pending", untouched: "published"}
     assert get(alias, waiting).next_retry_at < database_now(alias) + 2 * MINUTE
@@ -450,7 +450,9 @@ def test_mark_published_leaves_alone_what_its_consumer_finished_first(alias: str
     repository.mark_consumed([consumed])
     repository.bury(buried, failure=FAILURE, parks_key=False)
 
-    assert repository.mark_published([consumed, buried], claimed_at=claim.claimed_at, redeliver_after=HOUR) == 0
+    assert repository.mark_published([consumed, buried], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(
+        0, []
+    )
 
     assert factories.statuses(alias) == {consumed: "consumed", buried: "dead"}
 
@@ -459,7 +461,32 @@ def test_mark_published_takes_a_row_without_a_due_time(alias: str, repository: O
     row_id = row(alias, next_retry_at=None)
     claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
 
-    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == 1
+    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_mark_published_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
+    """A consumer may have the record before its row is marked."""
+    handled, put_back, free = rows(alias, 3)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    repository.wait([put_back], until=repository.now() + MINUTE)
+    ids = [handled, put_back, free]
+
+    with held_elsewhere(alias, lambda: repository.lock([handled, put_back], max_length=UNLIMITED)):
+        marked = repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR)
+
+    assert marked == Marked(1, held=[handled]), "what was put back is no longer as it was claimed"
+    assert factories.statuses(alias) == {handled: "pending", put_back: "pending", free: "published"}
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_relay_that_buries_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
+    row_id = row(alias)
+
+    with held_elsewhere(alias, lambda: repository.lock([row_id], max_length=UNLIMITED)):
+        assert repository.bury(row_id, failure=FAILURE, parks_key=False, skip_locked=True) == 0
+
+    assert repository.bury(row_id, failure=FAILURE, parks_key=False, skip_locked=True) == 1
 
 
 # --- redeliver ---------------------------------------------------------------------------------------------------
@@ -492,6 +519,16 @@ def test_redelivery_goes_by_the_last_change_where_other_software_left_published_
     repository.redeliver(shards=None, published_before=repository.now() - MINUTE, limit=10)
 
     assert claim_ids(repository) == [old]
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_what_a_consumer_holds_is_not_stuck(alias: str, repository: OutboxRepository) -> None:
+    handled, stuck = published(alias, ago=HOUR), published(alias, ago=HOUR)
+
+    with held_elsewhere(alias, lambda: repository.lock([handled], max_length=UNLIMITED)):
+        assert repository.redeliver(shards=None, published_before=repository.now() - MINUTE, limit=10) == 1
+
+    assert factories.statuses(alias) == {handled: "published", stuck: "pending"}
 
 
 def test_redelivery_keeps_to_limit_shards_and_own_types(alias: str) -> None:
