@@ -13,6 +13,9 @@ DATABASE = "smartflow_bench"
 
 def main() -> None:
     """Make the database anew and measure; arguments go to ``benchmarks.throughput``."""
+    for name in ("SMARTFLOW_MARIADB_URL", "SMARTFLOW_KAFKA_SERVERS"):
+        if name not in os.environ:
+            sys.exit(f"{name} is not set; `make bench` starts the servers and sets it")
     url = urlsplit(os.environ["SMARTFLOW_MARIADB_URL"])
     connection = MySQLdb.connect(
         host=url.hostname, port=url.port or 3306, user=url.username, passwd=url.password or "", charset="utf8mb4"
