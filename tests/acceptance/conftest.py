@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,14 @@ def _server(name: str, tmp_path_factory: pytest.TempPathFactory) -> Server:
     return SQLiteServer(tmp_path_factory.mktemp("sqlite"), migrate)
 
 
+def show_when_failed(request: pytest.FixtureRequest, installations: Iterable[Installation]) -> None:
+    """Print the logs of ``installations`` when the test has failed."""
+    if request.node.stash.get(_FAILED, False):
+        for installation in installations:
+            for name, text in installation.logs():
+                print(f"--- {name} ---\n{text}")
+
+
 @pytest.fixture
 def install(
     request: pytest.FixtureRequest, tmp_path: Path, database_servers: Callable[[str], Server]
@@ -68,10 +76,7 @@ def install(
         return made[-1]
 
     yield make
-    if request.node.stash.get(_FAILED, False):
-        for installation in made:
-            for name, text in installation.logs():
-                print(f"--- {name} ---\n{text}")
+    show_when_failed(request, made)
     with ExitStack() as stack:
         for installation in made:
             stack.callback(installation.dispose)
