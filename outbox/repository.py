@@ -18,7 +18,8 @@ from outbox import lifecycle
 from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
 from outbox.rows import Blocker, Claim, Due, Failure, Locked, Marked, NewRow, Pruned
-from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, to_db
+from outbox.searches import Searches
+from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, storable, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 TRACEBACK_MAX_LENGTH: Final = 100_000
@@ -74,12 +75,13 @@ class OutboxRepository:
         were marked a moment ago and not yet purged, which would make a claim ten times slower; rows that were
         committed late lie before it, so a caller starts from the oldest again and again.
         """
-        oldest, parameters = self._oldest_due(shards, limit) if after is None else self._due_after(after, shards, limit)
+        search = self._searches
+        due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
             f" CASE WHEN {self._sql.length.format('m.payload')} <= %s THEN m.payload END,"
             f" m.traceparent, {self._sql.exact.format('m.next_retry_at')}, {self._sql.now}"
-            f" FROM ({oldest}) due JOIN {self._table} m ON m.id = due.id",
+            f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
             [max_length, *parameters],
         )
         if not found:
@@ -122,24 +124,18 @@ class OutboxRepository:
 
         What somebody has locked is being handled, and so it is not stuck.
         """
-        conditions, parameters = self._in_shards(Status.PUBLISHED, shards)
-        stuck = self._fetch(
-            f"SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
-            f" AND (next_retry_at IS NULL OR next_retry_at <= {self._sql.now})"
-            " AND COALESCE(published_at, updated_at) < %s ORDER BY next_retry_at, id LIMIT %s",
-            [*parameters, to_db(self._connection, published_before), limit],
-        )
+        moment = to_db(self._connection, published_before)
+        stuck = self._fetch(*self._searches.stuck(shards, moment, limit))
         ids = [row[0] for row in stuck]
         return self._move(lifecycle.REDELIVER, ids, f"next_retry_at = {self._sql.now}", skip_locked=True)
 
     def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str]]:
         """Return (id, event type, key) of rows that wait for their consumer, in id order: the table as a queue."""
-        conditions, parameters = self._in_shards(Status.PUBLISHED, shards)
+        waiting, parameters = self._searches.waiting(shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key"
-            f" FROM (SELECT id FROM {self._table} WHERE {' AND '.join(conditions)}"
-            f" ORDER BY next_retry_at, id LIMIT %s) waiting JOIN {self._table} m ON m.id = waiting.id",
-            [*parameters, limit],
+            f" FROM ({waiting}) waiting JOIN {self._table} m ON m.id = waiting.id",
+            parameters,
         )
         return sorted(found)
 
@@ -174,10 +170,9 @@ class OutboxRepository:
         """
         if not locked:
             return {}
-        details = self._details(self._oldest_unfinished(locked))
-        if any(row[6] in self.foreign_types for row in details):
-            # Rare: naming the types costs the search its index-only reading, so it is done on sight of one only.
-            details = self._details(self._oldest_unfinished(locked, self.foreign_types))
+        details = self._details(self._oldest_unfinished(locked, foreign_too=True))
+        if any(row[6] in self.foreign_types for row in details):  # rare: rows from when the table was shared
+            details = self._details(self._oldest_unfinished(locked, foreign_too=False))
         return {
             key: Blocker(
                 id=row_id,
@@ -288,6 +283,10 @@ class OutboxRepository:
         return dialect_of(self._connection)
 
     @property
+    def _searches(self) -> Searches:
+        return Searches(self._table, self._sql, self.foreign_types)
+
+    @property
     def _table(self) -> str:
         return self.route.table
 
@@ -340,66 +339,10 @@ class OutboxRepository:
             [transition.target, *values, *transition.sources, *more],
         )
 
-    def _in_shards(self, status: Status, shards: Collection[int] | None) -> tuple[list[str], list[Any]]:
-        conditions, parameters = ["status = %s"], [status.value]
-        if shards is not None:
-            conditions.append(f"shard IN ({id_list(shards)})" if shards else "1 = 0")
-        if self.foreign_types:
-            conditions.append(f"event_type NOT IN ({placeholders(self.foreign_types)})")
-            parameters += self.foreign_types
-        return conditions, parameters
-
-    def _oldest_due(self, shards: Collection[int] | None, limit: int) -> tuple[str, list[Any]]:
-        """Return the search for the rows that are due the longest; a row without a due time goes before all others.
-
-        Where an index ends with NULL, such rows are looked for by themselves: behind a backlog that never ends, they
-        would never be sent, and what waits for them would make it never end.
-        """
-        conditions, parameters = self._in_shards(Status.PENDING, shards)
-        scope = f"SELECT id, next_retry_at FROM {self._table} WHERE {' AND '.join(conditions)}"
-        in_order = "ORDER BY next_retry_at, id LIMIT %s"
-        if self._sql.nulls_first:
-            due = f"(next_retry_at IS NULL OR next_retry_at <= {self._sql.now})"
-            return f"{scope} AND {due} {in_order}", [*parameters, limit]
-        both = (
-            f"({scope} AND next_retry_at IS NULL {in_order}) UNION ALL"
-            f" ({scope} AND next_retry_at <= {self._sql.now} {in_order})"
-        )
-        return (
-            f"({both}) ORDER BY next_retry_at NULLS FIRST, id LIMIT %s",
-            [*parameters, limit, *parameters, limit, limit],
-        )
-
-    def _due_after(self, after: tuple[Any, int], shards: Collection[int] | None, limit: int) -> tuple[str, list[Any]]:
-        """Return the search for due rows behind the last one of an earlier claim."""
-        conditions, parameters = self._in_shards(Status.PENDING, shards)
-        moment, last_id = after
-        conditions.append(f"next_retry_at >= %s AND next_retry_at <= {self._sql.now}")
-        conditions.append("(next_retry_at > %s OR id > %s)")
-        return (
-            f"SELECT id FROM {self._table} WHERE {' AND '.join(conditions)} ORDER BY next_retry_at, id LIMIT %s",
-            [*parameters, moment, moment, last_id, limit],
-        )
-
-    def _oldest_unfinished(self, locked: Sequence[Locked], foreign_types: Sequence[str] = ()) -> list[int]:
+    def _oldest_unfinished(self, locked: Sequence[Locked], *, foreign_too: bool) -> list[int]:
         """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``."""
-        keys = sorted({row.message_key for row in locked})
-        ids = [row.id for row in locked]
-        last = max(ids)
-        scope = f"message_key IN ({placeholders(keys)}) AND id < %s AND id NOT IN ({id_list(ids)})"
-        parameters: list[Any] = [*keys, last]
-        if foreign_types:
-            scope += f" AND event_type NOT IN ({placeholders(foreign_types)})"
-            parameters += foreign_types
-        found = self._fetch(
-            f"SELECT message_key, MIN(id) FROM {self._table} WHERE status IN (%s, %s) AND {scope} GROUP BY message_key"
-            " UNION ALL "
-            f"SELECT message_key, MIN(id) FROM {self._table} WHERE status = %s AND parks_key = %s AND {scope}"
-            " GROUP BY message_key",
-            [*lifecycle.UNFINISHED, *parameters, Status.DEAD, True, *parameters],
-        )
         oldest: dict[str, int] = {}
-        for key, row_id in found:
+        for key, row_id in self._fetch(*self._searches.oldest_unfinished(locked, foreign_too=foreign_too)):
             oldest[key] = min(row_id, oldest.get(key, row_id))
         return sorted(oldest.values())
 
@@ -440,16 +383,10 @@ class OutboxRepository:
 
 def _columns(failure: Failure) -> list[Any]:
     return [
-        _storable(failure.reason, LAST_ERROR_MAX_LENGTH),
-        _storable(failure.error_class, 200),
-        None if failure.traceback is None else _storable(failure.traceback, TRACEBACK_MAX_LENGTH),
+        storable(failure.reason, LAST_ERROR_MAX_LENGTH),
+        storable(failure.error_class, 200),
+        None if failure.traceback is None else storable(failure.traceback, TRACEBACK_MAX_LENGTH),
     ]
-
-
-def _storable(text: str, max_length: int) -> str:
-    """Escape what a database refuses in a text, a NUL or half a surrogate pair: an exception may say anything."""
-    cut = text[:max_length]
-    return cut.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")[:max_length]
 
 
 def _chunks(rows: Iterable[NewRow]) -> Iterator[list[NewRow]]:

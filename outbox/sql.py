@@ -88,9 +88,12 @@ def id_list(ids: Iterable[int]) -> str:
     return ", ".join(str(int(each)) for each in ids)
 
 
-def storable(text: str) -> str:
-    """Return ``text`` in a form that every database takes: PostgreSQL has no NUL, no encoding has lone surrogates."""
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+def storable(text: str, max_length: int | None = None) -> str:
+    """Return ``text``, cut at ``max_length`` characters, in a form that every database takes.
+
+    PostgreSQL has no NUL and no encoding has half a surrogate pair; an exception's message may hold either.
+    """
+    return text[:max_length].encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")[:max_length]
 
 
 def from_db(value: Any) -> datetime:

@@ -85,4 +85,4 @@ def _rows(trigger_id: str, using: str) -> QuerySet[ActiveScheduleTrigger]:
 
 
 def _shortened(text: str) -> str:
-    return storable(text)[:LAST_ERROR_MAX_LENGTH]
+    return storable(text, LAST_ERROR_MAX_LENGTH)
