@@ -153,6 +153,13 @@ class LostRowError(OutboxError):
     """A guarded update changed another number of rows than it held locks for: somebody else moved them."""
 
 
+class HandlerExitError(OutboxError):
+    """A handler tried to end the process or its task (``sys.exit``, a cancellation): only that event fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"the handler raised {error!r}, which would end the worker; raise an Exception instead")
+
+
 # --- what a handler may raise ------------------------------------------------------------------------------------
 
 

@@ -27,6 +27,7 @@ from outbox.envelope import decode_envelope, decode_message
 from outbox.exceptions import (
     Discard,
     EnvelopeError,
+    HandlerExitError,
     LostRowError,
     NoHandlerError,
     Retry,
@@ -285,7 +286,12 @@ class BatchHandling:
         watch = RolledBackWatch()
         with connections[self._route.database].execute_wrapper(watch):
             for handler, deliveries in group(readables):
-                self._call(handler, deliveries)
+                try:
+                    self._call(handler, deliveries)
+                except (Exception, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    raise HandlerExitError(error) from error
         watch.check()
         ids = [readable.delivery.outbox_id for readable in readables]
         if self._repository.mark_consumed(ids) != len(ids):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -339,6 +340,35 @@ def test_deadlock_that_a_handler_passes_on_in_its_own_words_costs_nothing(
 
     assert effect_ids(alias) == [row_id]
     assert get(alias, row_id).retry_count == 0
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), asyncio.CancelledError("no")], ids=repr)
+@pytest.mark.parametrize("event_type", [NOTE, BULK])
+def test_handler_that_would_end_the_worker_fails_for_itself(
+    alias: str, toys: Toys, consumer: Consumer, error: BaseException, event_type: str
+) -> None:
+    exiting, other = published(alias, 2, key=str, event_type=event_type)
+    toys.fail(exiting, error)
+
+    deliver(alias, consumer, [exiting, other])
+
+    assert effect_ids(alias) == [other]
+    found = get(alias, exiting)
+    assert (found.status, found.retry_count, found.error_class) == ("pending", 1, "HandlerExitError")
+    assert type(error).__name__ in found.last_error
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_interrupted_handler_is_not_tried_further(alias: str, toys: Toys, consumer: Consumer, count: int) -> None:
+    """Ctrl-C a second time: the operator wants the process to end now."""
+    ids = published(alias, count, key=str)
+    toys.fail(ids[0], KeyboardInterrupt())
+
+    with pytest.raises(KeyboardInterrupt):
+        deliver(alias, consumer, ids)
+
+    assert {(each.status, each.retry_count) for each in (get(alias, row_id) for row_id in ids)} == {("published", 0)}
+    assert effect_ids(alias) == []
 
 
 def test_attempts_back_off_and_end_in_death(alias: str, toys: Toys, consumer: Consumer) -> None:
