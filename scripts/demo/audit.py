@@ -5,44 +5,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from itertools import zip_longest
 from typing import Any
 
-from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
+from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox.models import RejectedRecord
 from scripts.demo.app.models import LedgerEntry
-from scripts.demo.story import Published, Turn
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that was checked: how often it held, of how many, and the first cases where it did not."""
-
-    what: str
-    held: int
-    of: int
-    broken: tuple[str, ...] = ()
-
-    @property
-    def ok(self) -> bool:
-        return self.held == self.of and not self.broken
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """An outbox row as it ended."""
-
-    id: int
-    event_id: str
-    event_type: str
-    message_key: str
-    status: str
-    retry_count: int
-    reason: str
-    created_at: datetime
-    consumed_at: datetime | None
+from scripts.demo.checks import Check, check
+from scripts.demo.rows import Row, read_rows
+from scripts.demo.stage import SERVICE
+from scripts.demo.story import Poison, Published, Turn
 
 
 class Audit:
@@ -51,7 +23,7 @@ class Audit:
     def __init__(self, published: Published, *, garbage: int) -> None:
         self._published = published
         self._garbage = garbage
-        self.rows = _rows()
+        self.rows = read_rows()
         self._by_event_id: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             self._by_event_id[row.event_id].append(row)
@@ -75,7 +47,7 @@ class Audit:
             found = [row.status for row in self._by_event_id[event_id]]
             if found != ["consumed"]:
                 broken.append(f"event {event_id} has rows {found}")
-        return _check("published events that are consumed, one row each", event_ids, broken)
+        return check("published events that are consumed, one row each", event_ids, broken)
 
     def _newest_snapshot_wins(self) -> Check:
         """The highest outbox id of a conversation is its newest event; its content must be what is kept."""
@@ -98,7 +70,7 @@ class Audit:
             )
             if found != expected:
                 broken.append(f"{name}: expected (row, user, phase, version) {expected}, found {found}")
-        return _check("conversations whose newest snapshot is kept", newest, broken)
+        return check("conversations whose newest snapshot is kept", newest, broken)
 
     def _one_effect_each_in_order(self) -> Check:
         """The ledger has no unique key: a second effect would be a second entry."""
@@ -126,23 +98,23 @@ class Audit:
         for entry in LedgerEntry.objects.filter(outbox_id__in=self._ids(failing)):
             if entry.attempt == 1:
                 broken.append(f"row {entry.outbox_id}: what its first attempt wrote was not rolled back")
-        return _check("failing events that were retried until they worked", failing, broken)
+        return check("failing events that were retried until they worked", failing, broken)
 
     def _poison_is_dead(self) -> Check:
-        rows = {row.id: row for row in self.rows}
+        rows = {row.id: row for row in self.rows if row.service == SERVICE}
         broken = []
         for row_id, poison in self._published.poisons.items():
             row = rows.get(row_id)
             if row is None or row.status != "dead" or poison.reason not in row.reason:
                 broken.append(f"row {row_id} ({poison.fault}): {row}")
-        dead = {row.id for row in self.rows if row.status == "dead"}
-        broken += [f"row {row_id} is dead and should not be" for row_id in dead - self._published.poisons.keys()]
-        return _check("poisonous rows that are dead, each with its own reason", self._published.poisons, broken)
+        dead = [row for row in self.rows if row.status == "dead"]
+        broken += [f"{row} should not be dead" for row in dead if not self.poison_of(row)]
+        return check("poisonous rows that are dead, each with its own reason", self._published.poisons, broken)
 
     def _rolled_back_is_nowhere(self) -> Check:
         event_ids = self._published.rolled_back
         broken = [f"event {event_id} is there" for event_id in event_ids if self._by_event_id.get(event_id)]
-        return _check("rolled back events that are nowhere", event_ids, broken)
+        return check("rolled back events that are nowhere", event_ids, broken)
 
     def _strangers_are_kept(self) -> Check:
         found = RejectedRecord.objects.count()
@@ -150,12 +122,12 @@ class Audit:
         what = "records on the topic that are nobody's and are kept"
         return Check(what, min(found, self._garbage), self._garbage, tuple(broken))
 
+    def poison_of(self, row: Row) -> Poison | None:
+        """Return what was published as ``row``, if it was poisonous."""
+        return self._published.poisons.get(row.id) if row.service == SERVICE else None
+
     def _ids(self, event_ids: Collection[str]) -> list[int]:
         return [row.id for event_id in event_ids for row in self._by_event_id[event_id]]
-
-
-def _check(what: str, all_of: Collection[object], broken: Sequence[str]) -> Check:
-    return Check(what, max(0, len(all_of) - len(broken)), len(all_of), tuple(broken[:3]))
 
 
 def _first_difference(expected: Sequence[tuple[int, int]], found: Sequence[tuple[int, int]]) -> str:
@@ -163,30 +135,3 @@ def _first_difference(expected: Sequence[tuple[int, int]], found: Sequence[tuple
         if wanted != got:
             return f"entry {place} (row, step) should be {wanted} and is {got}"
     return "no difference"
-
-
-def _rows() -> list[Row]:
-    columns = (
-        "id",
-        "payload",
-        "event_type",
-        "message_key",
-        "status",
-        "retry_count",
-        "last_error",
-        "created_at",
-        "consumed_at",
-    )
-    return [
-        Row(row_id, _event_id(payload), event_type, key, status, retries, reason or "", created_at, consumed_at)
-        for row_id, payload, event_type, key, status, retries, reason, created_at, consumed_at in (
-            AgentOutboxMessage.objects.order_by("id").values_list(*columns)
-        )
-    ]
-
-
-def _event_id(payload: str) -> str:
-    try:
-        return str(json.loads(payload)["event_id"])
-    except ValueError:
-        return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from scripts.demo.errors import DemoError
-from scripts.demo.stage import CHECKOUT, SERVICE, Stage
+from scripts.demo.stage import CHECKOUT, SERVICES, Stage
 
 _PATIENCE_S = 30
 _LITTLE_PATIENCE_S = 5
@@ -79,10 +79,10 @@ class Command:
                 self._process.kill()
                 self._process.wait()
 
-    def summary(self) -> str:
-        """Return the line in which it said at its end what it had done."""
-        said = [line for line in self._lines() if line.startswith(f"{SERVICE}: ")]
-        return said[-1].removeprefix(f"{SERVICE}: ") if said else "said nothing"
+    def summary(self) -> list[str]:
+        """Return what it said at its end of what it had done, a line for each of its services."""
+        said = [line for line in self._lines() if line.startswith(tuple(f"{service}: " for service in SERVICES))]
+        return said or ["said nothing"]
 
     def _said(self) -> str:
         if self._log is None:
@@ -95,14 +95,14 @@ class Command:
 
 @contextmanager
 def workers(stage: Stage) -> Iterator[Sequence[Command]]:
-    """Run a relay and a consumer; whatever happens, none of them outlives the block."""
+    """Run the relays in one process and the consumers in one each; none of them outlives the block."""
     running: list[Command] = []
-    # Either may be the first to need the topic; a broker without topics takes no notice.
+    # Any may be the first to need its topic; a broker without topics takes no notice.
     try:
-        for name, command in (("relay", "run_relay"), ("consumer", "consume")):
-            running.append(
-                Command(stage, command, SERVICE, "--create-topics", log=stage.folder / f"{name}.log"),
-            )
+        running.append(Command(stage, "run_relay", "--create-topics", log=stage.folder / "relay.log"))
+        for service in SERVICES:
+            log = stage.folder / f"consumer-{service}.log"
+            running.append(Command(stage, "consume", service, "--create-topics", log=log))
         yield running
     finally:
         for each in running:

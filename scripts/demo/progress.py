@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from django.db.models import Count, Q
+from django.db.models import Count, Q, QuerySet
 
-from agent_events.agent.models import AgentOutboxMessage
+from outbox.catalog import service_models
 
 _REDRAW_S = 0.1
 _PLAIN_LINE_S = 1.0
@@ -33,15 +33,17 @@ class Counts:
 
 
 def count_rows() -> Counts:
-    """Ask the outbox table."""
-    return Counts(
-        **AgentOutboxMessage.objects.aggregate(
+    """Ask the outbox tables of all services."""
+    counts = [
+        QuerySet(model).aggregate(
             published=Count("id"),
             relayed=Count("published_at"),
             consumed=Count("id", filter=Q(status="consumed")),
             dead=Count("id", filter=Q(status="dead")),
         )
-    )
+        for model in service_models().values()
+    ]
+    return Counts(**{name: sum(count[name] for count in counts) for name in counts[0]})
 
 
 class Progress:

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from outbox.lifecycle import Status
-from scripts.demo.audit import Audit, Check, Row
+from scripts.demo.audit import Audit
+from scripts.demo.checks import Check
 from scripts.demo.processes import Command
+from scripts.demo.rows import Row
 from scripts.demo.stage import Stage
 from scripts.demo.story import Published
 
@@ -20,21 +22,26 @@ def say_what_happened(audit: Audit, published: Published, running: Sequence[Comm
     by_status = Counter(row.status for row in audit.rows)
     print("\nWhat happened")
     _table((status.value, f"{by_status[status.value]:,}") for status in Status)
+    ends = Counter((row.service, row.event_type, row.status) for row in audit.rows)
+    print("\nWhich events of which service")
+    _table((service, event_type, status, f"{count:,}") for (service, event_type, status), count in sorted(ends.items()))
+    print("\nWhat the workers say")
+    _table((command.line, said) for command in running for said in command.summary())
     failed = [row for row in audit.rows if row.retry_count]
     print()
     _table(
         [
             ("failed attempts, retried", f"{sum(row.retry_count for row in failed)} of {len(failed)} events"),
             ("snapshots published / kept", f"{len(published.snapshots):,} / {_conversations(published):,}"),
-            *((command.line, command.summary()) for command in running),
             ("speed", _speed(audit.rows)),
         ]
     )
     print("\nDead, with the reason that the admin shows")
     for row in audit.rows:
         if row.status == Status.DEAD:
-            fault = published.poisons[row.id].fault if row.id in published.poisons else "not expected"
-            print(f"  row {row.id}: {fault}\n    {row.reason.splitlines()[0][:_REASON_LENGTH]}")
+            poison = audit.poison_of(row)
+            fault = poison.fault if poison else "not expected"
+            print(f"  {row.service} row {row.id}: {fault}\n    {row.reason.splitlines()[0][:_REASON_LENGTH]}")
 
 
 def say_what_was_checked(checks: Sequence[Check]) -> None:
@@ -53,7 +60,7 @@ def say_what_was_checked(checks: Sequence[Check]) -> None:
 def say_how_to_look(stage: Stage) -> None:
     """Print how to open the admin on this demo's data."""
     print(
-        f"\nLook at it in the admin, with relay and consumer running (on {stage.description}):\n"
+        f"\nLook at it in the admin, with relays and consumers running (on {stage.description}):\n"
         f"  make run\n"
         f"  http://127.0.0.1:8000/admin/   user {USER}, password {PASSWORD} (of this demo only)\n"
         f"Mend a dead event there, send it again and see it consumed."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import unquote, urlsplit
 
 from scripts.demo.errors import DemoError
-from scripts.demo.stage import SERVICE, Kind, Stage
+from scripts.demo.stage import SERVICES, Kind, Stage
 
 _TIMEOUT_S = 10
 
@@ -44,8 +44,8 @@ def make_database(stage: Stage) -> None:
         connection.close()
 
 
-def remove_topic(stage: Stage | None) -> None:
-    """Remove the topic of an earlier demo; one that cannot be removed does no harm."""
+def remove_topics(stage: Stage | None) -> None:
+    """Remove the topics of an earlier demo; one that cannot be removed does no harm."""
     if stage is None or stage.kind is not Kind.KAFKA:
         return
     from kafka import KafkaAdminClient  # noqa: PLC0415 - the embedded demo goes without it
@@ -54,8 +54,8 @@ def remove_topic(stage: Stage | None) -> None:
     try:
         admin = KafkaAdminClient(bootstrap_servers=stage.broker_address, bootstrap_timeout_ms=_TIMEOUT_S * 1000)
         try:
-            admin.delete_topics([f"{stage.namespace}.{SERVICE}.outbox"])
+            admin.delete_topics([f"{stage.namespace}.{service}.outbox" for service in SERVICES])
         finally:
             admin.close()
     except KafkaError as error:
-        print(f"  (the topic of the last demo is still there: {type(error).__name__})")
+        print(f"  (topics of the last demo are still there: {type(error).__name__})")

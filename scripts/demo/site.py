@@ -1,4 +1,4 @@
-"""The admin on the last demo's data, with a relay and a consumer: what is sent again there is consumed."""
+"""The admin on the last demo's data, with relays and consumers: what is sent again there is consumed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve(folder: Path, *, port: int) -> None:
         site = Command(stage, "runserver", "--noreload", f"{_HOST}:{port}", debug=True)
         try:
             print(f"The admin is at http://{_HOST}:{port}/admin/ ({stage.description}). Ctrl-C stops everything.")
-            print(f"Relay and consumer write to {folder / 'relay.log'} and {folder / 'consumer.log'}.", flush=True)
+            print(f"Relays and consumers write to {folder}/*.log.", flush=True)
             while True:
                 for command in (*running, site):
                     command.check()

@@ -21,6 +21,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 DEFAULT_FOLDER = CHECKOUT / "build" / "demo"
 DEFAULT_DATABASE = "smartflow_demo"
 SERVICE = "agent"
+"""The service of the story; what users do beside it goes to all of them."""
+SERVICES = ("agent", "task", "memory", "active-scheduler", "notification")
 
 _MARIADB, _KAFKA = "SMARTFLOW_MARIADB_URL", "SMARTFLOW_KAFKA_SERVERS"
 _OF_THE_PROJECT = frozenset(

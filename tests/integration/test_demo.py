@@ -17,8 +17,10 @@ from urllib.request import urlopen
 
 import pytest
 
+from outbox.contracts import contracts
 from scripts.demo import servers, stage
 from tests import services
+from tests.conftest import SERVICES
 from tests.waiting import wait_until
 
 DEMO = (sys.executable, "-m", "scripts.demo")
@@ -53,13 +55,23 @@ def test_demo_ends_well_and_shows_what_happened(played: tuple[Path, subprocess.C
     _, result = played
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert table(result.stdout) == {"pending": "0", "published": "0", "consumed": "200", "dead": "4"}
+    assert table(result.stdout) == {"pending": "0", "published": "0", "consumed": "231", "dead": "4"}
     assert "BROKEN" not in result.stdout
-    assert set(checks(result.stdout).values()) == {"200 of 200", "40 of 40", "4 of 4", "2 of 2", "1 of 1"}
+    held = checks(result.stdout)
+    assert set(held.values()) == {"200 of 200", "40 of 40", "4 of 4", "2 of 2", "1 of 1", "24 of 24"}
+    assert [held[what] for what in held if what.startswith("chain: ")] == ["4 of 4", "4 of 4"]
     for reason in ("EnvelopeError: ", "PayloadError: ", "UnknownVersionError: ", "is not registered"):
         assert reason in result.stdout
     assert re.search(r"failed attempts, retried +4 of 2 events", result.stdout)
     assert "user admin, password demo" in result.stdout
+
+
+def test_demo_shows_every_event_type_of_every_service(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    shown = set(re.findall(r"^  ([a-z-]+)  +([a-z_.]+)  +consumed  +\d", played[1].stdout, re.MULTILINE))
+
+    assert shown - {("agent", "demo.step.taken")} == {
+        (contract.service, contract.event_type) for contract in contracts if contract.service in SERVICES
+    }
 
 
 def test_served_demo_consumes_what_is_replayed(played: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
@@ -127,11 +139,11 @@ def test_demo_on_mariadb_and_kafka(tmp_path: Path) -> None:
     try:
         result = run_demo(tmp_path, "--kafka", "--database", database)
     finally:
-        servers.remove_topic(stage.last_stage(tmp_path))
+        servers.remove_topics(stage.last_stage(tmp_path))
         drop_database(url, database)
 
     assert result.returncode == 0, result.stdout + result.stderr
-    assert table(result.stdout) == {"pending": "0", "published": "0", "consumed": "200", "dead": "4"}
+    assert table(result.stdout) == {"pending": "0", "published": "0", "consumed": "231", "dead": "4"}
     assert checks(result.stdout)["records on the topic that are nobody's and are kept"] == "1 of 1"
 
 

@@ -1,0 +1,27 @@
+"""One thing that was checked about a demo."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How often something held, of how many, and the first cases where it did not."""
+
+    what: str
+    held: int
+    of: int
+    broken: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.held == self.of and not self.broken
+
+
+def check(what: str, all_of: Collection[object], broken: Sequence[str]) -> Check:
+    """Return the check of ``all_of``, with a word on each case where it does not hold."""
+    return Check(what, max(0, len(all_of) - len(broken)), len(all_of), tuple(broken[:_SHOWN]))
