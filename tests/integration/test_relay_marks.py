@@ -11,35 +11,16 @@ import pytest
 from django.db import OperationalError
 
 from outbox.brokers.memory import MemoryBroker
-from outbox.envelope import decode_message
-from outbox.relay import Relay
 from outbox.repository import OutboxRepository
 from outbox.rows import Failure
 from tests import factories
 from tests.factories import get, row, rows, status_counts, statuses
-from tests.toys import ManualClock, RecordingStop, Toys
+from tests.relays import MakeRelay, sent_ids, step_until_idle
+from tests.toys import RecordingStop
 from tests.transactions import held_elsewhere
 
 LOCKING = ("mariadb", "postgres")
 """Databases that lock rows; SQLite has one writer at a time."""
-
-MakeRelay = Callable[..., Relay]
-
-
-@pytest.fixture
-def make_relay(alias: str, broker: MemoryBroker, toys: Toys, clock: ManualClock) -> MakeRelay:
-    return lambda **options: factories.relay(alias, broker, toys, clock, **options)
-
-
-def sent_ids(broker: MemoryBroker) -> list[int]:
-    return [decode_message(record.value).outbox_id for record in broker.records("smartflow.agent.outbox")]
-
-
-def step_until_idle(relay: Relay) -> None:
-    for _ in range(1000):
-        if not relay.step():
-            return
-    raise AssertionError("the relay never comes to rest")
 
 
 def in_handler(alias: str, row_id: int, then: Callable[[OutboxRepository], Any] = lambda _: None) -> Any:

@@ -1,0 +1,50 @@
+"""What tests of the consumer share: events are published and delivered, and a subscription follows a script."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+from outbox.brokers.base import IncomingRecord, Subscription
+from outbox.consumer import Consumer
+from outbox.lifecycle import Status
+from tests.factories import records_of, rows
+
+
+def published(alias: str, count: int, **columns: Any) -> list[int]:
+    return rows(alias, count, status=Status.PUBLISHED, **columns)
+
+
+def deliver(alias: str, consumer: Consumer, row_ids: Sequence[int]) -> None:
+    consumer.handle(records_of(alias, row_ids))
+
+
+class Scripted:
+    """A subscription that gives and raises what a test says."""
+
+    def __init__(self, *script: list[IncomingRecord] | Exception, commit: list[Exception | None] | None = None) -> None:
+        self.script = list(script)
+        self.commits = commit or []
+        self.committed: list[IncomingRecord] = []
+        self.closed = False
+
+    def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
+        step = self.script.pop(0) if self.script else []
+        if isinstance(step, Exception):
+            raise step
+        return step[:max_records]
+
+    def commit(self, records: Sequence[IncomingRecord]) -> None:
+        error = self.commits.pop(0) if self.commits else None
+        if error is not None:
+            raise error
+        self.committed += records
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def subscribing(*subscriptions: Subscription) -> Callable[[], Subscription]:
+    each = iter(subscriptions)
+    return lambda: next(each)

@@ -1,0 +1,294 @@
+"""What the relay asks of the repository, on every database: claim, mark published, redeliver."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from outbox.fields import SHARD_COUNT
+from outbox.lifecycle import Status
+from outbox.repository import OutboxRepository
+from outbox.rows import Marked
+from tests import factories
+from tests.factories import database_now, get, row, rows
+from tests.repositories import FAILURE, UNLIMITED, claim_ids, locked, new_row, published_row, stale
+from tests.toys import NOTE
+from tests.transactions import held_elsewhere
+
+HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+
+
+# --- claim -------------------------------------------------------------------------------------------------------
+
+
+def test_claim_returns_due_rows_in_the_order_of_their_ids(alias: str, repository: OutboxRepository) -> None:
+    first, second, third = row(alias), row(alias, due_in=-HOUR), row(alias, due_in=-2 * HOUR)
+
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    assert [due.id for due in claim.rows] == [first, second, third]
+    assert claim.rows[0].event_type == NOTE
+    assert claim.rows[0].payload == get(alias, first).payload
+
+
+def test_claim_takes_the_longest_waiting_up_to_the_limit(alias: str, repository: OutboxRepository) -> None:
+    young, old, oldest = row(alias, due_in=-SECOND), row(alias, due_in=-MINUTE), row(alias, due_in=-HOUR)
+
+    assert claim_ids(repository, limit=2) == [old, oldest]
+    assert claim_ids(repository, limit=3) == [young, old, oldest]
+
+
+def test_claim_leaves_what_is_not_due_or_not_pending(alias: str, repository: OutboxRepository) -> None:
+    due = row(alias)
+    row(alias, due_in=HOUR)
+    for status in set(Status) - {Status.PENDING}:
+        row(alias, status=status)
+
+    assert claim_ids(repository) == [due]
+
+
+def test_claim_of_nothing_is_empty(repository: OutboxRepository) -> None:
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    assert claim.rows == []
+    assert claim.last is None
+
+
+def test_row_without_a_due_time_is_due(alias: str, repository: OutboxRepository) -> None:
+    row_id = row(alias, next_retry_at=None)
+
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    assert [due.id for due in claim.rows] == [row_id]
+    assert claim.last is None, "a claim cannot go on behind a row that has no place in the order of time"
+
+
+def test_row_without_a_due_time_goes_before_a_backlog(alias: str, repository: OutboxRepository) -> None:
+    rows(alias, 5, due_in=-HOUR)
+    undated = rows(alias, 2, next_retry_at=None)
+
+    assert claim_ids(repository, limit=2) == undated
+
+
+def test_rows_without_a_due_time_are_reached_through_a_backlog(alias: str, repository: OutboxRepository) -> None:
+    dated = rows(alias, 5)
+    undated = rows(alias, 2, next_retry_at=None)
+    reached: list[int] = []
+
+    while claimed := repository.claim(shards=None, limit=2, max_length=UNLIMITED):
+        if not claimed.rows:
+            break
+        ids = [due.id for due in claimed.rows]
+        assert repository.mark_published(ids, claimed_at=claimed.claimed_at, redeliver_after=HOUR).count == len(ids)
+        reached += ids
+
+    assert sorted(reached) == dated + undated
+
+
+@pytest.mark.parametrize("same_moment", [True, False])
+def test_claims_that_go_on_behind_each_other_return_every_row_once(
+    alias: str, repository: OutboxRepository, same_moment: bool
+) -> None:
+    if same_moment:
+        repository.insert([new_row(number) for number in range(7)])
+    else:
+        rows(alias, 7)
+    seen: list[int] = []
+    after = None
+    for _ in range(3):
+        claim = repository.claim(shards=None, limit=3, max_length=UNLIMITED, after=after)
+        seen += [due.id for due in claim.rows]
+        after = claim.last
+
+    assert seen == list(factories.statuses(alias))
+
+
+def test_claim_goes_on_behind_a_moment_on_the_second(alias: str, repository: OutboxRepository) -> None:
+    """A whole second is written without its fraction in places: it is the same moment all the same."""
+    on_the_second = database_now(alias).replace(microsecond=0) - MINUTE
+    ids = rows(alias, 4, next_retry_at=on_the_second)
+
+    claim = repository.claim(shards=None, limit=2, max_length=UNLIMITED)
+
+    assert claim_ids(repository, after=claim.last) == ids[2:]
+
+
+def test_late_commit_behind_the_mark_is_found_from_the_oldest(alias: str, repository: OutboxRepository) -> None:
+    first, second = rows(alias, 2)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    late = row(alias, due_in=-HOUR)
+
+    assert claim_ids(repository, after=claim.last) == []
+    assert claim_ids(repository) == [first, second, late]
+
+
+def test_claim_leaves_foreign_types(alias: str) -> None:
+    own = row(alias)
+    row(alias, event_type="memory.extract.requested")
+
+    assert claim_ids(factories.repository(foreign_types=("memory.extract.requested",))) == [own]
+    assert len(claim_ids(factories.repository())) == 2
+
+
+def test_shards_share_the_rows_without_overlap(alias: str, repository: OutboxRepository) -> None:
+    ids = rows(alias, 40, key=lambda number: f"key-{number}")
+
+    def claimed_in(*shards: int) -> list[int]:
+        return [due.id for due in repository.claim(shards=set(shards), limit=100, max_length=UNLIMITED).rows]
+
+    assert sorted(row_id for shard in range(SHARD_COUNT) for row_id in claimed_in(shard)) == ids
+    assert claimed_in(*range(SHARD_COUNT)) == ids
+    assert claimed_in() == []
+
+
+def test_claim_leaves_a_long_payload_in_its_row(alias: str, repository: OutboxRepository) -> None:
+    short, long = row(alias, stored="x" * 100), row(alias, stored="x" * 101)
+
+    claimed = {due.id: due.payload for due in repository.claim(shards=None, limit=10, max_length=100).rows}
+
+    assert claimed == {short: "x" * 100, long: None}
+    assert repository.payload_of(long) == "x" * 101
+
+
+def test_length_of_a_payload_is_in_bytes(alias: str, repository: OutboxRepository) -> None:
+    """Brokers limit bytes: a text of 100 characters may be 300 bytes long."""
+    row_id = row(alias, stored="会" * 100, status=Status.PENDING)
+
+    assert repository.claim(shards=None, limit=10, max_length=299).rows[0].payload is None
+    assert repository.claim(shards=None, limit=10, max_length=300).rows[0].payload == "会" * 100
+    assert locked(repository, row_id)[0].payload_length == 300
+
+
+def test_payload_of_a_row_that_is_gone_is_empty(repository: OutboxRepository) -> None:
+    assert repository.payload_of(4711) == ""
+
+
+# --- mark published ----------------------------------------------------------------------------------------------
+
+
+def test_mark_published_notes_when_and_when_again(alias: str, repository: OutboxRepository) -> None:
+    row_id = row(alias)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
+
+    marked = get(alias, row_id)
+    now = database_now(alias)
+    assert marked.status == Status.PUBLISHED
+    assert abs(marked.published_at - now) < MINUTE
+    assert abs(marked.next_retry_at - now - HOUR) < MINUTE
+    assert marked.retry_count == 0
+
+
+def test_mark_published_leaves_alone_what_was_put_back_after_the_claim(
+    alias: str, repository: OutboxRepository
+) -> None:
+    waiting, retried, untouched = rows(alias, 3)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    repository.wait([waiting], until=repository.now() + MINUTE)
+    repository.retry(stale(retried), due_at=repository.now() + MINUTE, failure=FAILURE)
+
+    ids = [waiting, retried, untouched]
+    assert repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
+
+    assert factories.statuses(alias) == {waiting: "pending", retried: "pending", untouched: "published"}
+    assert get(alias, waiting).next_retry_at < database_now(alias) + 2 * MINUTE
+
+
+def test_mark_published_leaves_alone_what_its_consumer_finished_first(alias: str, repository: OutboxRepository) -> None:
+    consumed, buried = rows(alias, 2)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    repository.mark_consumed([consumed])
+    repository.bury(buried, failure=FAILURE, parks_key=False)
+
+    assert repository.mark_published([consumed, buried], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(
+        0, []
+    )
+
+    assert factories.statuses(alias) == {consumed: "consumed", buried: "dead"}
+
+
+def test_mark_published_takes_a_row_without_a_due_time(alias: str, repository: OutboxRepository) -> None:
+    row_id = row(alias, next_retry_at=None)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_mark_published_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
+    """A consumer may have the record before its row is marked."""
+    handled, put_back, free = rows(alias, 3)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    repository.wait([put_back], until=repository.now() + MINUTE)
+    ids = [handled, put_back, free]
+
+    with held_elsewhere(alias, lambda: repository.lock([handled, put_back], max_length=UNLIMITED)):
+        marked = repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR)
+
+    assert marked == Marked(1, held=[handled]), "what was put back is no longer as it was claimed"
+    assert factories.statuses(alias) == {handled: "pending", put_back: "pending", free: "published"}
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_relay_that_buries_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
+    row_id = row(alias)
+
+    with held_elsewhere(alias, lambda: repository.lock([row_id], max_length=UNLIMITED)):
+        assert repository.bury(row_id, failure=FAILURE, parks_key=False, skip_locked=True) == 0
+
+    assert repository.bury(row_id, failure=FAILURE, parks_key=False, skip_locked=True) == 1
+
+
+# --- redeliver ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_published_for_too_long_is_due_again(alias: str, repository: OutboxRepository) -> None:
+    stuck = published_row(alias, ago=HOUR)
+    fresh = published_row(alias, ago=SECOND)
+    promised_later = published_row(alias, ago=HOUR, due_in=MINUTE)
+
+    count = repository.redeliver(shards=None, published_before=repository.now() - MINUTE, limit=10)
+
+    assert count == 1
+    assert factories.statuses(alias) == {stuck: "pending", fresh: "published", promised_later: "published"}
+    assert get(alias, stuck).retry_count == 0
+    assert claim_ids(repository) == [stuck]
+
+
+def test_redelivery_goes_by_the_last_change_where_other_software_left_published_at_empty(
+    alias: str, repository: OutboxRepository
+) -> None:
+    old = published_row(alias, ago=HOUR, published_at=None, updated_at=database_now(alias) - HOUR)
+    published_row(alias, ago=HOUR, published_at=None, updated_at=database_now(alias))
+
+    repository.redeliver(shards=None, published_before=repository.now() - MINUTE, limit=10)
+
+    assert claim_ids(repository) == [old]
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_what_a_consumer_holds_is_not_stuck(alias: str, repository: OutboxRepository) -> None:
+    handled, stuck = published_row(alias, ago=HOUR), published_row(alias, ago=HOUR)
+
+    with held_elsewhere(alias, lambda: repository.lock([handled], max_length=UNLIMITED)):
+        assert repository.redeliver(shards=None, published_before=repository.now() - MINUTE, limit=10) == 1
+
+    assert factories.statuses(alias) == {handled: "published", stuck: "pending"}
+
+
+def test_redelivery_keeps_to_limit_shards_and_own_types(alias: str) -> None:
+    ids = [published_row(alias, ago=HOUR, key=f"key-{number}") for number in range(6)]
+    foreign = published_row(alias, ago=HOUR, event_type="memory.extract.requested")
+    repository = factories.repository(foreign_types=("memory.extract.requested",))
+    before = repository.now()
+
+    assert repository.redeliver(shards=set(), published_before=before, limit=10) == 0
+    assert repository.redeliver(shards=None, published_before=before, limit=4) == 4
+    assert repository.redeliver(shards=range(SHARD_COUNT), published_before=before, limit=4) == 2
+    assert repository.redeliver(shards=None, published_before=before, limit=4) == 0
+    assert claim_ids(repository) == ids
+    assert get(alias, foreign).status == Status.PUBLISHED

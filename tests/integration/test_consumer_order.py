@@ -1,0 +1,162 @@
+"""The consumer on every database: order per key, and nothing overtakes a parked event."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from agent_events.agent.models import AgentOutboxMessage
+from outbox import Discard
+from outbox.consumer import Consumer
+from outbox.envelope import encode_envelope
+from outbox.lifecycle import Status
+from tests import factories
+from tests.consumers import deliver, published
+from tests.factories import database_now, get, make_due, row, statuses
+from tests.toys import BULK, NOTE, OTHER, PARKED, PARKED_BULK, Toys, effect_ids
+
+# --- order per key -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event_type", [NOTE, BULK])
+def test_retry_keeps_order_of_key_while_other_keys_go_on(
+    alias: str, toys: Toys, consumer: Consumer, event_type: str
+) -> None:
+    first, second, third = published(alias, 3, event_type=event_type)
+    elsewhere = row(alias, key="other", event_type=event_type, status=Status.PUBLISHED)
+    toys.fail(first, ValueError("not yet"), times=2)
+
+    deliver(alias, consumer, [first, second, third, elsewhere])
+
+    assert effect_ids(alias) == [elsewhere]
+    assert get(alias, first).retry_count == 1
+    for waiting in (second, third):
+        found = get(alias, waiting)
+        assert (found.status, found.retry_count) == ("pending", 0), "waiting costs no attempt"
+        assert found.next_retry_at == get(alias, first).next_retry_at, "it comes again with its predecessor"
+
+    make_due(alias)
+    deliver(alias, consumer, [third, second])
+    assert effect_ids(alias, key="k") == []
+    make_due(alias)
+    deliver(alias, consumer, [first, second, third])
+    assert effect_ids(alias, key="k") == []
+    make_due(alias)
+    deliver(alias, consumer, [third, first, second])
+    assert effect_ids(alias, key="k") == [first, second, third]
+    assert get(alias, second).retry_count == 0
+
+
+def test_order_holds_across_event_types_and_their_handlers(alias: str, consumer: Consumer) -> None:
+    ids = [
+        row(alias, key=key, event_type=event_type, status=Status.PUBLISHED)
+        for event_type in (BULK, NOTE, BULK, OTHER, BULK, NOTE)
+        for key in ("a", "b")
+    ]
+
+    deliver(alias, consumer, ids[::-1])
+
+    for key in ("a", "b"):
+        of_key = effect_ids(alias, key=key)
+        assert of_key == sorted(of_key)
+        assert len(of_key) == 6
+
+
+def test_event_whose_predecessor_is_not_there_yet_waits(alias: str, consumer: Consumer) -> None:
+    first, second = published(alias, 2)
+
+    deliver(alias, consumer, [second])
+
+    assert get(alias, second).status == Status.PENDING
+    assert get(alias, second).next_retry_at > database_now(alias)
+    assert (consumer.totals.waited, effect_ids(alias)) == (1, [])
+    deliver(alias, consumer, [first])
+    make_due(alias)
+    deliver(alias, consumer, [second])
+    assert effect_ids(alias) == [first, second]
+
+
+def test_late_committed_predecessor_is_not_skipped(alias: str, toys: Toys, consumer: Consumer) -> None:
+    """Ids are given before transactions commit: a smaller id may appear later, and is handled then."""
+    reserved = row(alias, key="late", status=Status.PUBLISHED)
+    AgentOutboxMessage.objects.using(alias).filter(pk=reserved).delete()
+    second = row(alias, key="late", status=Status.PUBLISHED)
+    deliver(alias, consumer, [second])
+    row(alias, id=reserved, key="late", status=Status.PUBLISHED)
+
+    deliver(alias, consumer, [reserved])
+
+    assert set(statuses(alias).values()) == {"consumed"}
+    assert sorted(effect_ids(alias)) == [reserved, second]
+
+
+def test_predecessor_of_a_foreign_type_is_not_waited_for(alias: str, toys: Toys) -> None:
+    consumer = factories.consumer(alias, toys, foreign_types=("memory.extract.requested",))
+    row(alias, event_type="memory.extract.requested")
+    own = row(alias, status=Status.PUBLISHED)
+
+    deliver(alias, consumer, [own])
+
+    assert effect_ids(alias) == [own]
+
+
+# --- parked keys -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("event_type", [PARKED, PARKED_BULK])
+@pytest.mark.parametrize("decision", ["replay", "give_up", "edit"])
+def test_successors_of_a_parking_event_wait_until_a_person_decides(
+    alias: str, toys: Toys, consumer: Consumer, event_type: str, decision: str
+) -> None:
+    dead = row(alias, event_type=event_type, status=Status.PUBLISHED)
+    successors = [row(alias, event_type=each, status=Status.PUBLISHED) for each in (NOTE, event_type)]
+    elsewhere = row(alias, key="other", status=Status.PUBLISHED)
+    toys.fail(dead, Discard("needs a person"))
+
+    for _ in range(3):
+        deliver(alias, consumer, [dead, *successors, elsewhere])
+        make_due(alias)
+
+    assert effect_ids(alias) == [elsewhere]
+    assert [get(alias, each).status for each in successors] == ["pending", "pending"]
+    assert [get(alias, each).retry_count for each in successors] == [0, 0]
+
+    repository = factories.repository()
+    if decision == "give_up":
+        repository.give_up([dead], by="ann", reason="not needed")
+    else:
+        if decision == "edit":
+            repository.edit(dead, payload=encode_envelope(factories.envelope(event_type)))
+        toys.mend(dead)
+        repository.replay([dead])
+    deliver(alias, consumer, [dead, *successors])
+
+    expected = successors if decision == "give_up" else [dead, *successors]
+    assert effect_ids(alias, key="k") == expected
+
+
+def test_unreadable_event_of_a_parking_type_parks_its_key_in_the_same_batch(alias: str, consumer: Consumer) -> None:
+    dead = row(alias, event_type=PARKED, version="v9", status=Status.PUBLISHED)
+    successor = row(alias, status=Status.PUBLISHED)
+
+    deliver(alias, consumer, [dead, successor])
+
+    assert get(alias, dead).parks_key
+    assert get(alias, successor).status == Status.PENDING
+    assert effect_ids(alias) == []
+
+
+def test_successors_of_a_parked_event_come_less_and_less_often(alias: str, consumer: Consumer) -> None:
+    parked = row(alias, event_type=PARKED, status=Status.DEAD, parks_key=True)
+    successor = row(alias, status=Status.PUBLISHED)
+    pauses = []
+    for minutes in (0, 0.5, 60):
+        factories.change(alias, parked, updated_at=database_now(alias) - timedelta(minutes=minutes))
+        make_due(alias)
+        deliver(alias, consumer, [successor])
+        pauses.append((get(alias, successor).next_retry_at - database_now(alias)).total_seconds())
+
+    assert pauses[0] < 5
+    assert 25 < pauses[1] < 40
+    assert 50 < pauses[2] <= 60, "never longer than the longest pause"

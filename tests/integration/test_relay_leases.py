@@ -1,0 +1,296 @@
+"""Relays share the shards: no two hold the same, and what a crashed one held is taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from outbox.brokers.base import OutgoingRecord, SendReport
+from outbox.brokers.memory import MemoryBroker
+from outbox.fields import SHARD_COUNT
+from outbox.leases import CONSUMER, ShardLeases
+from outbox.models import ShardLease, Worker
+from tests import factories
+from tests.factories import database_now, get, make_due, rows, status_counts, statuses
+from tests.relays import MakeRelay, make_relay_after, sent_ids, step_until_idle
+from tests.toys import ManualClock, RecordingStop, Toys, effect_ids
+from tests.waiting import wait_until
+
+HOUR = timedelta(hours=1)
+
+
+def shards_by_owner(alias: str) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for owner in ShardLease.objects.using(alias).values_list("owner", flat=True):
+        counts[owner] = counts.get(owner, 0) + 1
+    return counts
+
+
+def settle(clock: ManualClock, *workers: ShardLeases) -> None:
+    for _ in range(3):
+        clock.advance(factories.HEARTBEAT.total_seconds())
+        for worker in workers:
+            worker.refresh()
+
+
+def test_one_worker_takes_every_shard(alias: str, clock: ManualClock) -> None:
+    alone = factories.leases(alias, clock)
+
+    assert alone.due
+    assert alone.refresh() == frozenset(range(SHARD_COUNT))
+    assert not alone.due
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_workers_settle_to_equal_shares_without_overlap(alias: str, clock: ManualClock, count: int) -> None:
+    workers = [factories.leases(alias, clock) for _ in range(count)]
+
+    settle(clock, *workers)
+
+    held = [worker.held for worker in workers]
+    assert frozenset.union(*held) == frozenset(range(SHARD_COUNT))
+    assert sum(len(each) for each in held) == SHARD_COUNT
+    assert max(len(each) for each in held) - min(len(each) for each in held) <= 1
+
+
+def test_worker_that_leaves_frees_its_share_at_once(alias: str, clock: ManualClock) -> None:
+    stays, leaves = factories.leases(alias, clock), factories.leases(alias, clock)
+    settle(clock, stays, leaves)
+
+    leaves.release()
+    clock.advance(10)
+
+    assert stays.refresh() == frozenset(range(SHARD_COUNT))
+    assert leaves.held == frozenset()
+    assert Worker.objects.using(alias).count() == 1
+
+
+def test_lease_is_renewed_on_every_beat(alias: str, clock: ManualClock) -> None:
+    worker = factories.leases(alias, clock)
+    worker.refresh()
+    almost_over = database_now(alias) + timedelta(seconds=1)
+    ShardLease.objects.using(alias).update(expires_at=almost_over)
+
+    worker.refresh()
+
+    soonest = min(ShardLease.objects.using(alias).values_list("expires_at", flat=True))
+    assert soonest > almost_over + factories.TTL / 2
+
+
+def test_share_of_a_crashed_worker_is_free_when_its_lease_runs_out(alias: str, clock: ManualClock) -> None:
+    stays, crashes = factories.leases(alias, clock), factories.leases(alias, clock)
+    settle(clock, stays, crashes)
+    half = stays.held
+
+    clock.advance(10)
+    assert stays.refresh() == half, "not before its time"
+    factories.expire(alias, crashes.presence.worker_id)
+    clock.advance(10)
+
+    assert stays.refresh() == frozenset(range(SHARD_COUNT))
+
+
+def test_shard_that_another_takes_in_the_same_moment_is_not_held_twice(
+    alias: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, slow, quick = (factories.leases(alias, clock) for _ in range(3))
+    first.refresh()
+    first.release()
+    real, calls = slow._leases, []
+
+    def overtaken() -> Any:
+        calls.append(len(calls))
+        if len(calls) == 5:  # it has looked at what is free, and is about to take it
+            quick.refresh()
+        return real()
+
+    monkeypatch.setattr(slow, "_leases", overtaken)
+    slow.refresh()
+
+    assert len(quick.held) == SHARD_COUNT // 2
+    assert not slow.held & quick.held
+    assert slow.held | quick.held == frozenset(range(SHARD_COUNT))
+
+
+def test_worker_that_slept_through_its_lease_takes_nothing_back(alias: str, clock: ManualClock) -> None:
+    sleeper, other = factories.leases(alias, clock), factories.leases(alias, clock)
+    sleeper.refresh()
+    factories.expire(alias, sleeper.presence.worker_id)
+    other.refresh()
+    assert other.held == frozenset(range(SHARD_COUNT))
+
+    assert sleeper.refresh() == frozenset(), "everything is held by somebody who is alive"
+    settle(clock, other, sleeper)
+    assert not sleeper.held & other.held
+    assert len(sleeper.held) == len(other.held) == SHARD_COUNT // 2
+
+
+def test_leases_expire_by_the_clock_of_the_database(alias: str, clock: ManualClock) -> None:
+    """The real time-to-live, without a hand on the rows: free after the time and not before."""
+    from outbox.leases import RELAY, Presence
+
+    brief = timedelta(milliseconds=300)
+    crashed, heir = (
+        ShardLeases(
+            Presence(service="agent", role=RELAY, worker_id=name, using=alias, ttl=brief),
+            heartbeat=timedelta(0),
+            clock=clock,
+        )
+        for name in ("crashed", "heir")
+    )
+    crashed.refresh()
+    expires_at = max(ShardLease.objects.using(alias).values_list("expires_at", flat=True))
+
+    wait_until(lambda: heir.refresh() == frozenset(range(SHARD_COUNT)), timeout=10)
+
+    assert database_now(alias) >= expires_at
+
+
+def test_services_and_roles_do_not_share_leases(alias: str, clock: ManualClock) -> None:
+    relay, consumer = factories.leases(alias, clock), factories.leases(alias, clock, role=f"{CONSUMER}-shards")
+
+    assert relay.refresh() == consumer.refresh() == frozenset(range(SHARD_COUNT))
+
+
+def test_workers_of_an_hour_ago_are_forgotten(alias: str, clock: ManualClock) -> None:
+    old = factories.leases(alias, clock)
+    old.refresh()
+    Worker.objects.using(alias).update(seen_at=database_now(alias) - 2 * HOUR)
+
+    factories.leases(alias, clock).refresh()
+
+    assert Worker.objects.using(alias).count() == 1
+
+
+def test_two_relays_share_the_rows_and_send_each_once(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, clock: ManualClock
+) -> None:
+    relays = [make_relay(batch_size=3), make_relay(batch_size=3)]
+    for _ in range(3):
+        for relay in relays:
+            relay.step()
+        clock.advance(10)
+    ids = rows(alias, 60, key=lambda number: f"key-{number}")
+
+    for _ in range(60):
+        for relay in relays:
+            relay.step()
+
+    assert sorted(sent_ids(broker)) == ids
+    assert all(relay.totals.published > 10 for relay in relays)
+    assert status_counts(alias) == {"published": 60}
+
+
+def test_rows_of_a_crashed_relay_are_taken_over(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, clock: ManualClock
+) -> None:
+    crashed, heir = make_relay(), make_relay()
+    for _ in range(3):
+        crashed.step()
+        heir.step()
+        clock.advance(10)
+    ids = rows(alias, 40, key=lambda number: f"key-{number}")
+    step_until_idle(heir)
+    assert len(sent_ids(broker)) < 40
+
+    factories.expire(alias, crashed._leases.presence.worker_id)
+    clock.advance(10)
+    step_until_idle(heir)
+
+    assert sorted(sent_ids(broker)) == ids
+
+
+def test_relay_that_slept_through_its_lease_duplicates_at_the_most(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, toys: Toys, clock: ManualClock
+) -> None:
+    ids = rows(alias, 6)
+    sleeper = make_relay(batch_size=3)
+    sleeper.step()
+    heir = make_relay_after(sleeper, make_relay)
+    step_until_idle(heir)
+    consumer = factories.consumer(alias, toys, broker=broker)
+    toys.fail(ids[0], ValueError("not yet"), times=1)
+    consumer.step(100)
+    before = {each: (get(alias, each).status, get(alias, each).next_retry_at) for each in ids}
+
+    clock.advance(10)
+    step_until_idle(sleeper)
+
+    after = {each: (get(alias, each).status, get(alias, each).next_retry_at) for each in ids}
+    assert after == before, "what its consumer put back after the claim is not overwritten"
+    make_due(alias)
+    for relay in (heir, sleeper):
+        clock.advance(10)
+        step_until_idle(relay)
+    consumer.step(100)
+    assert effect_ids(alias) == ids
+
+
+class _Slow(MemoryBroker):
+    """Takes its time to answer; ``meanwhile`` is what happens in it."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__(partitions=3)
+        self.meanwhile = meanwhile
+
+    def producer(self, *, client_id: str) -> Any:
+        return _SlowProducer(self, super().producer(client_id=client_id))
+
+
+class _SlowProducer:
+    def __init__(self, broker: _Slow, producer: Any) -> None:
+        self._broker, self._producer = broker, producer
+
+    def send(self, records: Sequence[OutgoingRecord]) -> Any:
+        sent = self._producer.send(records)
+        broker = self._broker
+
+        class _Late:
+            def report(self, timeout: timedelta) -> SendReport:
+                broker.meanwhile()
+                return sent.report(timeout)
+
+        return _Late()
+
+    def close(self) -> None:
+        self._producer.close()
+
+
+def test_relay_looks_at_its_leases_after_a_slow_answer_before_it_claims_more(
+    alias: str, make_relay: MakeRelay, clock: ManualClock
+) -> None:
+    ids = rows(alias, 4, key=lambda number: f"key-{number}")
+    heir = factories.leases(alias, clock)
+
+    def meanwhile() -> None:
+        clock.advance(factories.TTL.total_seconds())
+        factories.expire(alias, relay._leases.presence.worker_id)
+        heir.refresh()
+
+    broker = _Slow(meanwhile)
+    relay = make_relay(broker=broker, batch_size=2, in_flight_batches=1)
+    relay.step()
+
+    assert relay.step(), "the answer came, and there is more to do"
+    assert not relay.step(), "but not for this one"
+    assert sorted(sent_ids(broker)) == ids[:2]
+    assert status_counts(alias) == {"published": 2, "pending": 2}
+
+
+def test_relay_that_ends_marks_what_was_acknowledged_and_frees_its_leases(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, stop: RecordingStop, toys: Toys
+) -> None:
+    ids = rows(alias, 4)
+    relay = make_relay(batch_size=2, in_flight_batches=5)
+    relay.step()
+    assert status_counts(alias) == {"pending": 4}
+    stop.set()
+
+    relay.run(stop)
+
+    assert [statuses(alias)[each] for each in ids] == ["published", "published", "pending", "pending"]
+    assert shards_by_owner(alias) == {"": SHARD_COUNT}
+    assert not Worker.objects.using(alias).exists()
