@@ -115,6 +115,10 @@ def database(url: str) -> dict[str, Any]:
         options.setdefault("isolation_level", "read committed")
         options.setdefault("charset", "utf8mb4")
         options.setdefault("connect_timeout", 5)
+        if tls := {name: options.pop(f"ssl_{name}") for name in ("ca", "cert", "key") if f"ssl_{name}" in options}:
+            # The driver's own default would go on in the clear where the server has no TLS, and trust any server.
+            options["ssl"] = tls
+            options.setdefault("ssl_mode", "VERIFY_IDENTITY")
     elif config["ENGINE"].endswith("sqlite3"):
         # One writer at a time: take the lock at BEGIN, or a transaction that reads first may fail when it writes.
         options.setdefault("transaction_mode", "IMMEDIATE")

@@ -43,6 +43,9 @@ class Secret(str):
         return "'********'"
 
 
+_FILES: Final = frozenset({"ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"})
+
+
 class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The options of ``KafkaBroker``."""
 
@@ -90,6 +93,7 @@ class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         for section in ("common", "producer", "consumer"):
             for key in sorted(_OURS.keys() & getattr(parsed, section).keys()):
                 raise ConfigurationError(f"options of the Kafka broker: {section!r} must not set {key!r}: {_OURS[key]}")
+            _check_files(section, getattr(parsed, section))
         return parsed
 
     @property
@@ -112,6 +116,23 @@ class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 raise ConfigurationError(f"options of the Kafka broker: {section!r} has no option {key!r}")
         merged = {key: value for key, value in self.common.items() if key in known} | own
         return {key: Secret(value) if _is_secret(key, value) else value for key, value in merged.items()}
+
+
+def _check_files(section: str, options: Mapping[str, Any]) -> None:
+    """Refuse a file that cannot be read: to the client it looks like a broker that is away, and waiting never mends it.
+
+    :raises ConfigurationError: names the option and the file.
+    """
+    for key in sorted(_FILES & options.keys()):
+        if options[key] is None:
+            continue
+        try:
+            with open(options[key], "rb"):
+                pass
+        except (OSError, TypeError) as error:
+            raise ConfigurationError(
+                f"options of the Kafka broker: {section!r}: {key!r} names a file that cannot be read: {error}"
+            ) from error
 
 
 def _is_secret(key: str, value: object) -> bool:

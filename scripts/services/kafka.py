@@ -74,6 +74,16 @@ class Kafka(NativeServer):
 
     package_group: ClassVar[str] = "java"
 
+    @property
+    def more_settings(self) -> str:
+        """What follows in server.properties; of two lines with one key the later counts."""
+        return ""
+
+    @property
+    def more_format_options(self) -> Sequence[str]:
+        """What else the storage is formatted with, such as users."""
+        return ()
+
     def install(self) -> None:
         _java()
         if not _libraries().is_dir():
@@ -89,7 +99,8 @@ class Kafka(NativeServer):
                 client=self.port,
                 controller=self.state.ports["controller"],
                 data=data,
-            ),
+            )
+            + self.more_settings,
         )
         if not (data / "meta.properties").exists():
             self._format()
@@ -126,6 +137,7 @@ class Kafka(NativeServer):
             f"--cluster-id={cluster}",  # with an equals sign: one that begins with a hyphen is no option
             "--config",
             str(self._settings),
+            *self.more_format_options,
         )
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         if result.returncode != 0:

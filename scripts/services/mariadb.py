@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -64,12 +65,26 @@ class MariaDB(NativeServer):
             super().install()
 
     @property
+    def account(self) -> pwd.struct_passwd | None:
+        """Whose the server is; None for ourselves."""
+        return user_to_run_as("mysql", "nobody")
+
+    @property
     def user(self) -> str | None:
-        found = user_to_run_as("mysql", "nobody")
-        return found.pw_name if found else None
+        return self.account.pw_name if self.account else None
+
+    @property
+    def more_settings(self) -> str:
+        """What follows in my.cnf; of two lines with one key the later counts."""
+        return ""
+
+    @property
+    def more_login_options(self) -> Sequence[str]:
+        """What else `mariadb` needs to log in."""
+        return ()
 
     def set_up(self) -> None:
-        entry = user_to_run_as("mysql", "nobody")
+        entry = self.account
         uid, gid = (entry.pw_uid, entry.pw_gid) if entry else (None, None)
         data = self.state.subfolder("data", uid=uid, gid=gid)
         run = self.state.subfolder("run", uid=uid, gid=gid)
@@ -79,7 +94,7 @@ class MariaDB(NativeServer):
         init = self.state.folder / "init.sql"
         write_atomically(init, _INIT)
         settings = _SETTINGS.format(data=data, run=run, port=self.port, host=LOOPBACK, socket=socket, init=init)
-        write_atomically(self._settings, settings)
+        write_atomically(self._settings, settings + self.more_settings)
         if not self.state.remembered().get("installed"):
             self._install_data(data)
 
@@ -90,6 +105,7 @@ class MariaDB(NativeServer):
         """Log in as the tests do: a handshake alone comes before the user exists."""
         command = [_require("mariadb"), "--no-defaults", "--protocol=tcp", f"--host={LOOPBACK}", f"--port={self.port}"]
         command += [f"--user={USER}", "--connect-timeout=2", f"--database={DATABASE}", "--execute=SELECT 1"]
+        command += self.more_login_options
         environment = {**os.environ, "MYSQL_PWD": PASSWORD}
         try:
             result = subprocess.run(command, env=environment, capture_output=True, timeout=10, check=False)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -119,6 +120,19 @@ def test_option_that_a_client_refuses_is_a_mistake_of_configuration(dead_port: i
 
 
 # --- nobody answers --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", ["common", "producer", "consumer"])
+def test_file_that_cannot_be_read_is_a_mistake_of_configuration(section: str, tmp_path: Path) -> None:
+    """To the client it looks like a broker that is away, and no waiting mends it."""
+    missing = tmp_path / "ca.pem"
+    options = {"bootstrap_servers": "127.0.0.1:9092", section: {"ssl_cafile": str(missing), "ssl_keyfile": None}}
+
+    with pytest.raises(ConfigurationError, match=f"'{section}': 'ssl_cafile' .*ca.pem"):
+        KafkaBroker(**options)
+
+    missing.touch()
+    KafkaBroker(**options).close()
 
 
 def test_building_a_broker_connects_to_nothing() -> None:

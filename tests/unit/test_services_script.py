@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.services import catalog, control, inventory, kafka, kafka_wire, packages, ports
+from scripts.services import catalog, control, inventory, kafka, kafka_wire, mariadb, packages, ports
 from scripts.services.errors import MissingPackagesError, NotManagedError, NotReadyError, ServicesError, tail
 from scripts.services.process import Process, descendants, spawn
 from scripts.services.server import GivenServer, NativeServer
@@ -273,6 +273,58 @@ def test_a_cut_answer_is_an_error() -> None:
 def test_the_pom_names_an_exact_version_of_kafka() -> None:
     assert kafka.version().split(".")[0] == "4"
     assert all(part.isdigit() for part in kafka.version().split("."))
+
+
+# A server with settings beyond our own
+
+
+def test_more_settings_of_kafka_come_last_and_its_users_with_the_storage(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Secure(kafka.Kafka):
+        more_settings = "listeners=SECURE://127.0.0.1:3\n"
+        more_format_options = ("--add-scram", "SCRAM-SHA-512=[name=me,password=mine]")
+
+    state.remember(ports={"client": 1, "controller": 2})
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(kafka, "_java", lambda: "java")
+    monkeypatch.setattr(kafka.subprocess, "run", run)
+    Secure(catalog.KAFKA, state).set_up()
+
+    settings = (state.folder / "server.properties").read_text()
+    assert settings.index("listeners=CLIENT://127.0.0.1:1") < settings.index("listeners=SECURE://127.0.0.1:3")
+    assert commands[0][-2:] == ["--add-scram", "SCRAM-SHA-512=[name=me,password=mine]"]
+
+
+def test_more_settings_of_mariadb_come_last_and_it_is_asked_as_it_wants_to_be(
+    state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Secure(mariadb.MariaDB):
+        account = None
+        more_settings = "require-secure-transport = ON\n"
+        more_login_options = ("--ssl-ca=ca.pem",)
+
+    state.remember(ports={"client": 1}, installed=True)
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(mariadb, "_require", lambda program: program)
+    monkeypatch.setattr(mariadb.subprocess, "run", run)
+    server = Secure(catalog.MARIADB, state)
+    server.set_up()
+
+    assert (state.folder / "my.cnf").read_text().endswith("require-secure-transport = ON\n")
+    assert server.user is None
+    assert server.is_ready()
+    assert commands[0][-1] == "--ssl-ca=ca.pem"
 
 
 def _wait_for_text(path: Path, text: str) -> None:

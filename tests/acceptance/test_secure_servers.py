@@ -1,0 +1,253 @@
+"""Servers that want TLS and a password, as production has them; docs/configuration.md shows the settings used here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.conftest import show_when_failed
+from tests.acceptance.databases import Database
+from tests.acceptance.harness import Worker, migrate
+from tests.acceptance.plans import Plan
+from tests.acceptance.secure_servers import (
+    PAGES,
+    Account,
+    Authority,
+    SecureInstallation,
+    SecureKafka,
+    SecureMariaDB,
+    SecureMariaDBServer,
+    new_account,
+)
+
+Install = Callable[..., SecureInstallation]
+
+EVERYTHING = {"LOG_LEVEL": "DEBUG", "KAFKA_LOG_LEVEL": "DEBUG"}
+"""Passwords are kept also by those who log all they can."""
+
+SESSIONS = (
+    "SELECT processlist_user, variable_value FROM performance_schema.status_by_thread"
+    " JOIN performance_schema.threads USING (thread_id)"
+    " WHERE variable_name = 'Ssl_cipher' AND processlist_db = DATABASE()"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the folder of certificates and servers."""
+    return tmp_path_factory.mktemp("secure")
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Authority:
+    """Give the authority that the project is told to trust."""
+    return Authority(folder, "authority")
+
+
+@pytest.fixture(scope="module")
+def stranger(folder: Path) -> Authority:
+    """Give an authority that certified none of the servers."""
+    return Authority(folder, "stranger")
+
+
+@pytest.fixture(scope="module")
+def kafka(folder: Path, authority: Authority) -> Iterator[SecureKafka]:
+    """Run a Kafka for this module."""
+    yield from _running(SecureKafka(folder, authority, authority.certify(folder, "kafka-server")))
+
+
+@pytest.fixture(scope="module")
+def mariadb(folder: Path, authority: Authority) -> Iterator[SecureMariaDB]:
+    """Run a MariaDB for this module."""
+    yield from _running(SecureMariaDB(folder, authority, authority.certify(folder, "mariadb-server")))
+
+
+def _running(server: Any) -> Iterator[Any]:
+    try:
+        server.up()
+        yield server
+    finally:
+        server.kill()
+        server.state.remove()
+
+
+@pytest.fixture(scope="module")
+def databases(mariadb: SecureMariaDB) -> SecureMariaDBServer:
+    """Give the maker of databases, as the project's user."""
+    return SecureMariaDBServer(mariadb.url_of(mariadb.project, "smartflow"), migrate)
+
+
+@pytest.fixture
+def install(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kafka: SecureKafka,
+    mariadb: SecureMariaDB,
+    databases: SecureMariaDBServer,
+) -> Iterator[Install]:
+    """Give a function that makes an installation; those of one test may share a database."""
+    made: list[SecureInstallation] = []
+
+    def make(*, database: Database | None = None, secrets: tuple[Account, ...] = (), **more: Any) -> SecureInstallation:
+        folder = tmp_path / str(len(made))
+        folder.mkdir()
+        known = (*secrets, *kafka.accounts.values(), mariadb.project)
+        made.append(
+            SecureInstallation(
+                database=database or databases.create(),
+                folder=folder,
+                secrets=[account.password for account in known],
+                **more,
+            )
+        )
+        return made[-1]
+
+    yield make
+    show_when_failed(request, made)
+    with ExitStack() as stack:
+        for installation in made:
+            stack.callback(installation.dispose)
+
+
+def test_every_committed_event_has_one_effect_over_tls(install: Install, kafka: SecureKafka) -> None:
+    """The relay comes in by one mechanism and the consumer by the other; both log all they can."""
+    installation = install(environment={**kafka.environment_of("PLAIN"), **EVERYTHING})
+    relay = installation.relay()
+    installation.change(**kafka.environment_of("SCRAM-SHA-512"))
+    consumer = installation.consumer()
+    installation.load(Plan(prefix="k", transactions=15, seed=91))
+    installation.wait_until_done(alive=[relay, consumer])
+    installation.check()
+    sessions = installation.database.query(SESSIONS)
+    assert {user for user, _ in sessions} == {"outbox"}
+    assert all(cipher for _, cipher in sessions)
+    assert len(sessions) > 2, "the test's own, and at least one of each worker"
+    for worker in (relay, consumer):
+        worker.stop()
+    status, topics, checked, pages = installation.run_all(
+        ["outbox_status", "probe", "--json"],
+        ["outbox_topics", "probe"],
+        ["check", "--database", "default"],
+        ["shell", "-c", PAGES],
+    )
+    assert [done.returncode for done in (status, topics, checked, pages)] == [0, 0, 0, 0], pages.stderr
+    assert json.loads(status.stdout)["services"][0]["lag"] == 0
+    assert "ready" in topics.stdout
+    installation.check_secrets()
+
+
+def test_broker_that_refuses_is_waited_for_and_named(
+    install: Install, kafka: SecureKafka, stranger: Authority, tmp_path: Path
+) -> None:
+    plain, scram = (new_account(account.user) for account in kafka.accounts.values())
+    cases = {
+        "a wrong password": kafka.options_of("PLAIN", plain),
+        "a wrong password, by SCRAM": kafka.options_of("SCRAM-SHA-512", scram),
+        "an untrusted certificate": kafka.options_of("PLAIN", ssl_cafile=str(stranger.path)),
+        "no TLS": kafka.options_of("PLAIN", security_protocol="SASL_PLAINTEXT"),
+    }
+    first = install()
+    first.publish(("step", {"key": "k", "n": 1}))
+    workers: list[tuple[SecureInstallation, Worker]] = []
+    for number, options in enumerate(cases.values()):
+        one = install(database=first.database, kafka=kafka.servers, broker_options=options, secrets=(plain, scram))
+        workers.append((one, (one.consumer if number % 2 else one.relay)()))
+    wrong = workers[0][0]
+    wrong.change(**EVERYTHING)
+    status, topics, checked, pages = wrong.run_all(
+        ["outbox_status", "probe", "--json"], ["outbox_topics", "probe"], ["check"], ["shell", "-c", PAGES]
+    )
+    # A broker that is away makes the lag unknown, nothing else; only what is about topics alone cannot go on.
+    assert [done.returncode for done in (status, topics, checked, pages)] == [0, 1, 0, 0], pages.stderr
+    assert kafka.servers in json.loads(status.stdout)["services"][0]["lag_problem"]
+    assert kafka.servers in topics.stderr.splitlines()[-1]
+    assert kafka.servers in pages.stdout
+    for (one, worker), case in zip(workers, cases, strict=True):
+        away = f"the broker is away; waiting [0-9.]+ s, no event loses an attempt: Kafka at {kafka.servers}: "
+        one.wait(partial(_says, worker, away), f"{case}: the worker says so", alive=[worker])
+        worker.stop()
+        one.check_secrets()
+    (row,) = first.rows()
+    assert (row.status, row.retry_count, row.last_error) == ("pending", 0, None)
+
+
+def test_database_that_refuses_is_waited_for_and_named(
+    install: Install, kafka: SecureKafka, mariadb: SecureMariaDB, stranger: Authority
+) -> None:
+    first = install()
+    name = first.database.value("SELECT DATABASE()")
+    wrong = new_account(mariadb.project.user)
+    cases = {
+        mariadb.url_of(wrong, name): "Access denied for user 'outbox'",
+        mariadb.url_of(mariadb.project, name, trusted=stranger.path): "certificate",
+        # The password is right: MariaDB says no more than this of a missing TLS, MySQL says what is missing.
+        mariadb.url_of(mariadb.project, name, tls=False): "(Access denied|insecure transport)",
+    }
+    workers: list[tuple[SecureInstallation, Worker]] = []
+    for number, url in enumerate(cases):
+        environment = {**kafka.environment_of("PLAIN"), "DATABASE_URL": url}
+        one = install(database=first.database, environment=environment, secrets=(wrong,))
+        workers.append((one, (one.consumer if number % 2 else one.relay)()))
+    status = workers[0][0].run("outbox_status", "probe")
+    assert status.returncode == 1
+    assert re.fullmatch("CommandError: database error: .*Access denied.*\n", status.stderr)
+    for (one, worker), reason in zip(workers, cases.values(), strict=True):
+        away = f"the database is away; waiting [0-9.]+ s, no event loses an attempt: .*{reason}"
+        one.wait(partial(_says, worker, away), f"the worker says {reason!r}", alive=[worker])
+        worker.stop()
+        one.check_secrets()
+
+
+def test_workers_go_on_when_the_servers_take_their_passwords(
+    install: Install, kafka: SecureKafka, mariadb: SecureMariaDB
+) -> None:
+    """They are deployed before their users are there; no event suffers from it."""
+    late = new_account("late")
+    installation = install(kafka=kafka.servers, broker_options=kafka.options_of("SCRAM-SHA-512", late), secrets=(late,))
+    installation.publish(("step", {"key": "k", "n": 1}))
+    name = installation.database.value("SELECT DATABASE()")
+    installation.change(DATABASE_URL=mariadb.url_of(late, name))
+    workers = [installation.relay(), installation.consumer()]
+    for server, take in (("broker", kafka.set_scram_password), ("database", mariadb.admit)):
+        for worker in workers:
+            away = partial(_says, worker, f"the {server} is away")
+            installation.wait(away, f"the worker says that the {server} is away", alive=workers)
+        take(late)
+    installation.wait_until_done(alive=workers)
+    installation.check()
+    for worker in workers:
+        assert _says(worker, "the database is back")
+        worker.stop()
+    installation.check_secrets()
+
+
+def _says(worker: Worker, pattern: str) -> bool:
+    return re.search(pattern, worker.text) is not None
+
+
+# --- the settings ------------------------------------------------------------------------------------------------
+
+
+def test_certificates_in_the_database_url_reach_the_driver() -> None:
+    from smartflow.settings import database
+
+    url = "mysql://u:p@db.example/x?ssl_ca=/etc/ca.pem&ssl_cert=/etc/own.pem&ssl_key=/etc/own.key"
+    options = database(url)["OPTIONS"]
+    assert options["ssl"] == {"ca": "/etc/ca.pem", "cert": "/etc/own.pem", "key": "/etc/own.key"}
+    assert options["ssl_mode"] == "VERIFY_IDENTITY"
+    assert not {"ssl_ca", "ssl_cert", "ssl_key"} & options.keys()
+
+
+def test_how_much_is_verified_is_for_the_database_url_to_say() -> None:
+    from smartflow.settings import database
+
+    options = database("mysql://u:p@db.example/x?ssl_ca=/etc/ca.pem&ssl_mode=VERIFY_CA")["OPTIONS"]
+    assert (options["ssl"], options["ssl_mode"]) == ({"ca": "/etc/ca.pem"}, "VERIFY_CA")
+    assert not {"ssl", "ssl_mode"} & database("mysql://u:p@db.example/x")["OPTIONS"].keys()
