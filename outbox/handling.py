@@ -315,9 +315,7 @@ class BatchHandling:
         failure = _failure(error)
         if isinstance(error, Discard) or attempt >= row.max_retry:
             with transaction.atomic(using=self._route.database):
-                buried = self._repository.bury(
-                    row.id, failure=failure, parks_key=self._parks_key(row.event_type), failed_attempts=1
-                )
+                buried = self._repository.bury_failed(row, failure=failure, parks_key=self._parks_key(row.event_type))
             if buried:
                 self._told_dead(row, failure.reason)
             return

@@ -139,7 +139,7 @@ class Relay:
         )
         rows = [row for row in claim.rows if row.id not in self._marks]
         had_work = bool(rows or self._in_flight or self._after is not None)
-        records = self._records(rows)
+        records = self._records(rows, claim.claimed_at)
         if records:
             self._in_flight.append(
                 _InFlight(
@@ -154,14 +154,15 @@ class Relay:
             return had_work
         return True
 
-    def _records(self, rows: Sequence[Due]) -> list[OutgoingRecord]:
+    def _records(self, rows: Sequence[Due], claimed_at: Any) -> list[OutgoingRecord]:
         """Encode ``rows``; those that cannot be read die here, with the reason."""
         records = []
         for row in rows:
             try:
                 records.append(self._record(row))
             except EnvelopeError as error:
-                self._bury(row.id, row.event_type, Failure(f"EnvelopeError: {error}", "EnvelopeError"))
+                failure = Failure(f"EnvelopeError: {error}", "EnvelopeError")
+                self._bury(row.id, row.event_type, failure, claimed_at)
         return records
 
     def _record(self, row: Due) -> OutgoingRecord:
@@ -192,16 +193,17 @@ class Relay:
                 refusal.outbox_id,
                 batch.event_types[refusal.outbox_id],
                 Failure(f"the broker refused the record: {refusal.reason}", "RecordRefused"),
+                batch.claimed_at,
             )
         if report.acknowledged:
             signals.relayed.send_robust(self._route.service, count=len(report.acknowledged))
         if report.unanswered:
             raise BrokerUnavailableError(report.outage)
 
-    def _bury(self, row_id: int, event_type: str, failure: Failure) -> None:
+    def _bury(self, row_id: int, event_type: str, failure: Failure, claimed_at: Any) -> None:
         """Make a row dead; one that a consumer holds, by an older record of it, is left to the next claim."""
         parks_key = self._parks_key(event_type)
-        if self._repository.bury(row_id, failure=failure, parks_key=parks_key, skip_locked=True):
+        if self._repository.bury_refused(row_id, failure=failure, parks_key=parks_key, claimed_at=claimed_at):
             self.totals.dead += 1
             logger.error("relay of %s: row %s is dead: %s", self._route.service, row_id, failure.reason)
             signals.refused.send_robust(self._route.service, outbox_id=row_id, reason=failure.reason)

@@ -26,6 +26,8 @@ TRACEBACK_MAX_LENGTH: Final = 100_000
 _INSERT_MAX_ROWS: Final = 500
 _INSERT_MAX_BYTES: Final = 4 * 1024 * 1024
 """One INSERT stays well below MySQL's smallest usual ``max_allowed_packet`` (16 MiB)."""
+_AS_CLAIMED: Final = "(next_retry_at IS NULL OR next_retry_at <= %s)"
+"""Whoever put a row back after a claim made it due later than that claim."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ class OutboxRepository:
         here would hold up every other key. A row that was put back after the claim is due later than ``claimed_at``: it
         is left alone, and so a relay that slept through the end of its lease overwrites nothing.
         """
-        as_claimed = ("(next_retry_at IS NULL OR next_retry_at <= %s)", [claimed_at])
+        as_claimed = (_AS_CLAIMED, [claimed_at])
         again_at = to_db(self._connection, from_db(claimed_at) + redeliver_after)
         count = self._move(
             lifecycle.MARK_PUBLISHED,
@@ -201,19 +203,19 @@ class OutboxRepository:
             also=("retry_count = %s", [row.retry_count]),
         )
 
-    def bury(
-        self, row_id: int, *, failure: Failure, parks_key: bool, failed_attempts: int = 0, skip_locked: bool = False
-    ) -> int:
+    def bury(self, row_id: int, *, failure: Failure, parks_key: bool) -> int:
         """Make a row dead, with the reason; ``parks_key`` holds back the later events of its key."""
-        now = self._sql.now
-        return self._move(
-            lifecycle.BURY,
-            [row_id],
-            f"retry_count = retry_count + %s, dead_at = {now}, next_retry_at = {now}, last_error = %s,"
-            " error_class = %s, traceback = %s, parks_key = %s",
-            [failed_attempts, *_columns(failure), parks_key],
-            skip_locked=skip_locked,
-        )
+        return self._bury(row_id, failure, parks_key)
+
+    def bury_failed(self, row: Locked, *, failure: Failure, parks_key: bool) -> int:
+        """Note the last attempt of a row and make it dead, unless it has other attempts by now than when it failed."""
+        seen = ("retry_count = %s", [row.retry_count])
+        return self._bury(row.id, failure, parks_key, failed_attempts=1, also=seen)
+
+    def bury_refused(self, row_id: int, *, failure: Failure, parks_key: bool, claimed_at: Any) -> int:
+        """Make a row dead that the broker refuses, unless it was put back after the claim or somebody has locked it."""
+        as_claimed = (_AS_CLAIMED, [claimed_at])
+        return self._bury(row_id, failure, parks_key, also=as_claimed, skip_locked=True)
 
     # --- operator ------------------------------------------------------------------------------------------------
 
@@ -235,7 +237,7 @@ class OutboxRepository:
             lifecycle.GIVE_UP,
             ids,
             f"resolved_at = {self._sql.now}, resolved_by = %s, resolution = %s, parks_key = %s",
-            [by[:150], reason[:500], False],
+            [storable(by, 150), storable(reason, 500), False],
             also=("resolved_at IS NULL", []),
         )
         self._wake_successors(ids)
@@ -309,6 +311,27 @@ class OutboxRepository:
             [*statuses, *more],
         )
         return [row[0] for row in found]
+
+    def _bury(
+        self,
+        row_id: int,
+        failure: Failure,
+        parks_key: bool,
+        *,
+        failed_attempts: int = 0,
+        also: tuple[str, Sequence[Any]] = ("", ()),
+        skip_locked: bool = False,
+    ) -> int:
+        now = self._sql.now
+        return self._move(
+            lifecycle.BURY,
+            [row_id],
+            f"retry_count = retry_count + %s, dead_at = {now}, next_retry_at = {now}, last_error = %s,"
+            " error_class = %s, traceback = %s, parks_key = %s",
+            [failed_attempts, *_columns(failure), parks_key],
+            also=also,
+            skip_locked=skip_locked,
+        )
 
     def _move(
         self,

@@ -246,13 +246,24 @@ def test_retry_by_old_knowledge_changes_nothing(alias: str, repository: OutboxRe
 def test_bury_notes_reason_time_and_attempts(alias: str, repository: OutboxRepository) -> None:
     row_id = row(alias, status=Status.PUBLISHED, retry_count=19)
 
-    assert repository.bury(row_id, failure=FAILURE, parks_key=True, failed_attempts=1) == 1
+    assert repository.bury_failed(stale(row_id, retry_count=19), failure=FAILURE, parks_key=True) == 1
 
     found = get(alias, row_id)
     assert (found.status, found.retry_count, found.parks_key) == ("dead", 20, True)
     assert (found.last_error, found.error_class, found.traceback) == ("ValueError: no", "ValueError", "Traceback: no")
     assert abs(found.dead_at - database_now(alias)) < MINUTE
     assert abs(found.next_retry_at - database_now(alias)) < MINUTE, "dead rows are listed by when they died"
+
+
+def test_late_burial_leaves_alone_what_was_replayed_since(alias: str, repository: OutboxRepository) -> None:
+    """Two consumers saw the last attempt fail; a person replayed the event before the second one wrote that down."""
+    row_id = row(alias, status=Status.PUBLISHED, retry_count=19)
+    [known] = locked(repository, row_id)
+    repository.bury_failed(known, failure=FAILURE, parks_key=False)
+    repository.replay([row_id])
+
+    assert repository.bury_failed(known, failure=FAILURE, parks_key=False) == 0
+    assert (get(alias, row_id).status, get(alias, row_id).retry_count) == (Status.PENDING, 0)
 
 
 @pytest.mark.parametrize(

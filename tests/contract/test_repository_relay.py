@@ -10,11 +10,13 @@ from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import Status
 from outbox.repository import OutboxRepository
 from outbox.rows import Marked
+from outbox.sql import from_db
 from tests import factories
 from tests.factories import database_now, get, row, rows
 from tests.repositories import FAILURE, UNLIMITED, claim_ids, locked, new_row, published_row, stale
 from tests.toys import NOTE
 from tests.transactions import held_elsewhere
+from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -236,11 +238,28 @@ def test_mark_published_waits_for_nobody(alias: str, repository: OutboxRepositor
 @pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
 def test_relay_that_buries_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
     row_id = row(alias)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    def bury() -> int:
+        return repository.bury_refused(row_id, failure=FAILURE, parks_key=False, claimed_at=claim.claimed_at)
 
     with held_elsewhere(alias, lambda: repository.lock([row_id], max_length=UNLIMITED)):
-        assert repository.bury(row_id, failure=FAILURE, parks_key=False, skip_locked=True) == 0
+        assert bury() == 0
 
-    assert repository.bury(row_id, failure=FAILURE, parks_key=False, skip_locked=True) == 1
+    assert bury() == 1
+
+
+def test_late_refusal_leaves_alone_what_was_mended_since(alias: str, repository: OutboxRepository) -> None:
+    """Two relays were told that the broker refuses it; a person mended it before the second one wrote that down."""
+    row_id = row(alias)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    repository.bury(row_id, failure=FAILURE, parks_key=False)
+    repository.edit(row_id, payload=b"{}")
+    wait_until(lambda: repository.now() > from_db(claim.claimed_at))  # SQLite's clock has milliseconds
+    repository.replay([row_id])
+
+    assert not repository.bury_refused(row_id, failure=FAILURE, parks_key=False, claimed_at=claim.claimed_at)
+    assert get(alias, row_id).status == Status.PENDING
 
 
 # --- redeliver ---------------------------------------------------------------------------------------------------
