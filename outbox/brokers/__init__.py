@@ -27,7 +27,7 @@ def load_backend(name: str) -> type[Broker]:
     known = ", ".join(BACKENDS)
     try:
         backend = import_string(path)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise ConfigurationError(
             f"broker backend {name!r} cannot be imported: {error}. "
             f"Known backends: {known}; or give the dotted path of a Broker class."

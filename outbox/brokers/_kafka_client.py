@@ -16,6 +16,7 @@ from kafka.errors import KafkaConfigurationError, KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from outbox.brokers._kafka_options import KafkaOptions
+from outbox.brokers._kafka_records import read_any_header_name
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class ClientFactory:
 
     def __init__(self, options: KafkaOptions) -> None:
         self.options = options
+        read_any_header_name()
         for name in _TALKATIVE:
             logging.getLogger(name).addFilter(_without_credentials)
         everything = {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
