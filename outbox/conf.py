@@ -18,7 +18,7 @@ PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
 BatchSize = Annotated[int, msgspec.Meta(gt=0, le=999)]
 """From 1,000 ids on MariaDB turns a list into a join (``in_predicate_conversion_threshold``), which would take locks in
 another order than the ids'."""
-PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=3_153_600_000)]
 
 
 class _Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, rename=str.upper):
@@ -147,7 +147,7 @@ def outbox_settings() -> OutboxSettings:
     raw = getattr(settings, "OUTBOX", {})
     try:
         return msgspec.convert(raw, type=OutboxSettings)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise ConfigurationError(f"settings.OUTBOX: {error}") from error
 
 

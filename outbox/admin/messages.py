@@ -93,7 +93,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         )
 
     def _to_row(self, request: HttpRequest, wanted_id: str) -> HttpResponse:
-        row_id = int(wanted_id) if wanted_id.isdecimal() and len(wanted_id) < 19 else 0
+        row_id = _row_id(wanted_id)
         if self.get_queryset(request).filter(pk=row_id).exists():
             return HttpResponseRedirect(self.url("change", row_id))
         return self._missing(request, wanted_id)
@@ -110,9 +110,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         """Show everything about one row."""
         demand(self.has_view_permission(request))
         key = unquote(object_id)
-        row = load_detail(
-            self.outbox_model, self.route, int(key) if key.isdecimal() else 0, with_payload=may_see_payload(request)
-        )
+        row = load_detail(self.outbox_model, self.route, _row_id(key), with_payload=may_see_payload(request))
         if row is None:
             return self._missing(request, key)
         detail = detail_of(self.admin_site, self.route, row, timezone.now())
@@ -210,3 +208,8 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     def _missing(self, request: HttpRequest, key: str) -> HttpResponse:
         self.message_user(request, f"There is no message {key[:32]} of {self.service} (any more).", messages.WARNING)
         return HttpResponseRedirect(self.url("changelist"))
+
+
+def _row_id(text: str) -> int:
+    """Read a row's id; 0, which no row has, where the text is none that a table can hold."""
+    return int(text) if text.isdecimal() and len(text) < 19 else 0

@@ -27,11 +27,15 @@ from outbox.lifecycle import Status
 from outbox.models import OutboxMessage, RejectedRecord, ServiceSwitch
 from outbox.rejections import RejectionStore
 from outbox.routes import ServiceRoute
-from outbox.sql import Trouble, trouble_of
+from outbox.sql import Trouble, storable, trouble_of
 
 RELAY_PART: Final = "relay"
 CONSUMER_PART: Final = "consumer"
 PARTS: Final = {RELAY_PART: "relay_paused", CONSUMER_PART: "consumer_paused"}
+
+
+_ID_LIMIT: Final = 2**63
+"""SQLite refuses to compare with a larger number."""
 
 
 class NotDoneError(OutboxError):
@@ -104,7 +108,7 @@ def set_switch(request: HttpRequest, route: ServiceRoute, *, part: str, paused: 
         switches.get_or_create(pk=route.service)
         values: dict[str, Any] = {
             column: paused,
-            "reason": reason[:500],
+            "reason": storable(reason, 500),
             "changed_by": request.user.get_username()[:150],
             "changed_at": UtcNow(),
         }
@@ -126,7 +130,7 @@ def _lock_dead(route: ServiceRoute, ids: Sequence[int]) -> list[OutboxMessage]:
     found = (
         rows_of(model, route.database)
         .select_for_update()
-        .filter(pk__in=ids)
+        .filter(pk__in=[row_id for row_id in ids if row_id < _ID_LIMIT])
         .order_by("pk")
         .only("id", "event_type", "status", "resolved_at", "updated_at")
     )
@@ -149,7 +153,7 @@ def _log(request: HttpRequest, changed: Iterable[tuple[Model, str]], message: st
                 object_id=key,
                 object_repr=str(row)[:200],
                 action_flag=CHANGE,
-                change_message=message,
+                change_message=storable(message),
             )
             for row, key in changed
         ]

@@ -17,7 +17,7 @@ from django.db import models
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch, URLPattern, reverse
 
 from outbox.admin.access import may_edit, may_operate, may_see_payload, visible_services
 from outbox.admin.paging import Cut, Page, Stream, from_token, read_page, to_token
@@ -102,6 +102,10 @@ class ReadOnlyAdmin(ModelAdmin):
 
 class StandalonePage(ReadOnlyAdmin):
     """A page without a table, for whoever may view the messages of at least one service."""
+
+    def get_urls(self) -> list[URLPattern]:
+        """Leave out the pages of single rows: there are none."""
+        return [url for url in super().get_urls() if (url.name or "").endswith("_changelist")]
 
     def has_module_permission(self, request: HttpRequest) -> bool:
         return bool(visible_services(request))

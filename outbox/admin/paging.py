@@ -15,7 +15,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -163,14 +163,14 @@ def from_token(token: str, streams: Mapping[str, Stream]) -> Cut:
         raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
         plain = msgspec.json.decode(raw, type=dict[str, tuple[str | None, int, bool]])
         gaps = {name: _gap(*parts) for name, parts in plain.items()}
-    except (binascii.Error, ValueError, msgspec.MsgspecError):
+    except (binascii.Error, ValueError, OverflowError, msgspec.MsgspecError):
         return {}
     return {name: gap for name, gap in gaps.items() if name in streams}
 
 
 def _gap(moment: str | None, row_id: int, below: bool) -> Gap:
     if moment is not None:
-        datetime.fromisoformat(moment)
+        datetime.fromisoformat(moment).astimezone(UTC)  # near the ends of the calendar there is none
     if not 0 <= row_id < _ID_LIMIT:
         raise ValueError(row_id)
     return Gap(Position(moment, row_id), below)

@@ -58,14 +58,17 @@ def refuse_when_disabled() -> None:
         )
 
 
+_LARGEST: Final = 2**31 - 1
+
+
 def positive(text: str) -> int:
-    """Read a whole number above zero."""
+    """Read a whole number from 1 to ``_LARGEST``."""
     try:
         number = int(text)
     except ValueError:
         number = 0
-    if number <= 0:
-        raise ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    if not 0 < number <= _LARGEST:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 to {_LARGEST}")
     return number
 
 

@@ -269,7 +269,7 @@ def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Config
     ("arguments", "said"),
     [
         (["agnet"], "known services: active-scheduler, agent"),
-        (["--watch", "0"], "is not a whole number above 0"),
+        (["--watch", "0"], "is not a whole number from 1 to"),
         (["--watch", "2", "--check"], "not allowed with argument"),
         (["--stalled-after", "5"], "is not a length of time"),
     ],

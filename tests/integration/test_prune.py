@@ -299,7 +299,7 @@ def test_dry_run_deletes_nothing(alias: str) -> None:
         (["agnet"], "known services: active-scheduler, agent"),
         (["--older-than", "7"], "is not a length of time"),
         (["--older-than", "0d"], "is not a length of time"),
-        (["--batch-size", "0"], "is not a whole number above 0"),
+        (["--batch-size", "0"], "is not a whole number from 1 to"),
     ],
 )
 def test_wrong_arguments_are_explained(alias: str, arguments: list[str], said: str) -> None:
