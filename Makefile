@@ -100,6 +100,11 @@ bench: venv ## Measure, on MariaDB and Kafka: make bench BENCH_ARGS=...
 	@$(SERVICES) up mariadb kafka
 	@$(WITH_SERVICES) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+.PHONY: chaos
+chaos: venv ## Break everything at random and check the promises: make chaos CHAOS_ARGS='--minutes 5 --seed 7'
+	@$(SERVICES) packages test
+	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
+
 .PHONY: clean
 clean: ## Remove all that was made here: environments, caches, the servers with their data
 	@$(SERVICES) down --purge

@@ -345,7 +345,7 @@ class Installation:
         return [
             Row(
                 id=row_id,
-                event_id=json.loads(payload).get("event_id") or str(row_id),
+                event_id=_event_id(payload) or str(row_id),
                 event_type=event_type,
                 key=key,
                 status=status,
@@ -436,14 +436,18 @@ class Installation:
         ``dead`` are the event ids that must have died, ``retried`` those that may have lost attempts. ``in_order``
         names the keys whose order is checked (None: all).
         """
-        for path in self._loads:
-            self.journal.add(read_journal(path))
         rows = self.rows()
-        check_delivery(rows, self.journal, dead=dead, retried=retried)
+        check_delivery(rows, self.read_journals(), dead=dead, retried=retried)
         check_business(rows, {row[0] for row in self.database.query("SELECT event_id FROM probe_business_rows")})
         check_effects(rows, self.effects(), in_order=in_order)
         for worker in self.workers:
-            assert not _unexpected_tracebacks(worker.text), f"{worker.name} wrote:\n{worker.text}"
+            assert not unexpected_tracebacks(worker.text), f"{worker.name} wrote:\n{worker.text}"
+
+    def read_journals(self) -> Journal:
+        """Take in what the loads wrote down, and return what is known of all events."""
+        for path in self._loads:
+            self.journal.add(read_journal(path))
+        return self.journal
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -465,7 +469,16 @@ class Installation:
                 yield path.name, path.read_text(encoding="utf-8", errors="replace")[-6000:]
 
 
-def _unexpected_tracebacks(text: str) -> list[str]:
+def _event_id(payload: str) -> str | None:
+    """Return what the payload column says, if anything: plain SQL can write what is no envelope."""
+    try:
+        stored = json.loads(payload)
+    except ValueError:
+        return None
+    return stored.get("event_id") if isinstance(stored, dict) else None
+
+
+def unexpected_tracebacks(text: str) -> list[str]:
     """Return the log lines that a traceback follows, but for those that kafka-python writes when it closes."""
     lines = text.splitlines()
     said = [lines[number - 1] if number else "" for number, line in enumerate(lines) if line.startswith("Traceback")]

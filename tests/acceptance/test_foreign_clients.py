@@ -34,7 +34,7 @@ def test_record_is_what_the_domain_says(installation: Installation, kcat: Kcat) 
         "event_version": "v1",
         "service_name": "probe",
         "aggregate_id": "Köln-1",
-        "payload": {"key": "Köln-1", "n": 7, "fail_times": 0, "sleep_ms": 0, "verdict": "ok", "filler": ""},
+        "payload": {"key": "Köln-1", "n": 7, "fail_times": 0, "sleep_ms": 0, "verdict": "ok", "every": 1, "filler": ""},
     }
     assert records["Köln-1"]["headers"] == {
         "event_id": event_id,

@@ -22,6 +22,8 @@ class ProbeEvent(msgspec.Struct, frozen=True, kw_only=True):
     """How long the handler takes."""
     verdict: Verdict = "ok"
     """``poison`` raises at every attempt, ``discard`` and ``retry`` raise what the library gives for it."""
+    every: int = 1
+    """What the three above say holds for events whose ``n`` this divides; the others are simply handled."""
     filler: str = ""
 
 

@@ -34,16 +34,8 @@ def take_bulk(deliveries: list[Delivery[Bulk]]) -> None:
 def _run(delivery: Delivery[Any]) -> Effect:
     payload: ProbeEvent = delivery.payload
     note("begin", delivery.outbox_id, delivery.attempt)
-    if payload.sleep_ms:
-        time.sleep(payload.sleep_ms / 1000)
-    if delivery.attempt <= payload.fail_times:
-        raise RuntimeError(f"attempt {delivery.attempt} of {payload.fail_times} that fail")
-    if payload.verdict == "poison":
-        raise RuntimeError("it never works")
-    if payload.verdict == "discard":
-        raise Discard("nobody wants it")
-    if payload.verdict == "retry" and delivery.attempt == 1:
-        raise Retry("not yet", after=timedelta(milliseconds=100))
+    if payload.n % payload.every == 0:
+        _misbehave(payload, delivery.attempt)
     note("end", delivery.outbox_id, delivery.attempt)
     return Effect(
         outbox_id=delivery.outbox_id,
@@ -53,3 +45,16 @@ def _run(delivery: Delivery[Any]) -> Effect:
         attempt=delivery.attempt,
         worker_pid=os.getpid(),
     )
+
+
+def _misbehave(payload: ProbeEvent, attempt: int) -> None:
+    if payload.sleep_ms:
+        time.sleep(payload.sleep_ms / 1000)
+    if attempt <= payload.fail_times:
+        raise RuntimeError(f"attempt {attempt} of {payload.fail_times} that fail")
+    if payload.verdict == "poison":
+        raise RuntimeError("it never works")
+    if payload.verdict == "discard":
+        raise Discard("nobody wants it")
+    if payload.verdict == "retry" and attempt == 1:
+        raise Retry("not yet", after=timedelta(milliseconds=100))

@@ -1,0 +1,152 @@
+"""``python -m tests.chaos``: run it all, and say whether the promises were kept."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import signal
+import sys
+import textwrap
+import time
+import traceback
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+
+from tests.chaos import report
+from tests.chaos.cluster import Cluster
+from tests.chaos.evidence import Evidence
+from tests.chaos.lanes import Lanes
+from tests.chaos.schedule import KINDS, plan
+from tests.chaos.verdict import Verdict, judge, judge_processes
+
+_LOOK_S: Final = 0.5
+_BROKEN_HARNESS: Final = 2
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    names = "\n".join(f"  {name:<18} {kind.summary}" for name, kind in KINDS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.chaos",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=textwrap.dedent(
+            """\
+            Start a MariaDB and a Kafka of its own, relays and consumers of two services and processes that publish;
+            let everything go wrong at random moments; then undo it all, wait until nothing is on its way, and hold
+            every row against what writers and handlers wrote down. Exit code: 0 all promises were kept, 1 a breach
+            was found, 2 the harness itself failed. The same seed gives the same faults at the same times."""
+        ),
+        epilog=f"faults:\n{names}",
+    )
+    parser.add_argument("--minutes", type=float, default=2.0, help="how long faults are injected (default: 2)")
+    parser.add_argument("--seed", type=int, help="all random choices come from it (default: a new one, printed)")
+    parser.add_argument("--rate", type=float, default=40.0, help="events a second, all writers together (default: 40)")
+    parser.add_argument("--faults", metavar="A,B,C", help="only these faults, or groups of them: kafka, relay, … ")
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for quiet (default: 300)")
+    parser.add_argument("--keep", action="store_true", help="leave the folder with the logs, also without a breach")
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.faults = _faults(parsed.faults)
+    except ValueError as error:
+        parser.error(str(error))
+    return parsed
+
+
+def _faults(given: str | None) -> list[str]:
+    if not given:
+        return list(KINDS)
+    found: list[str] = []
+    for word in given.split(","):
+        matching = [name for name in KINDS if word == name or name.startswith(f"{word}-")]
+        if not matching:
+            raise ValueError(f"there is no fault {word}; --help names them all")
+        found += matching
+    return found
+
+
+def say(text: str = "") -> None:
+    print(f"{datetime.now(UTC):%H:%M:%S}  {text}" if text else "", flush=True)
+
+
+def run(options: argparse.Namespace, seed: int) -> int:
+    """Run it; return the exit code."""
+    cluster = Cluster(seed=seed, rate=options.rate)
+    code = _BROKEN_HARNESS
+    try:
+        say(f"seed {seed}, {options.minutes:g} minutes, {options.rate:g} events a second, folder {cluster.work}")
+        cluster.up()
+        lanes = _inject(cluster, options, seed)
+        verdict, evidence = _look(cluster, options.patience)
+        code = _tell(lanes, verdict, evidence, seed)
+    finally:
+        cluster.over.set()
+        cluster.dispose()
+        if options.keep or code:
+            say(f"logs and journals are in {cluster.work}")
+        else:
+            shutil.rmtree(cluster.root, ignore_errors=True)
+    return code
+
+
+def _inject(cluster: Cluster, options: argparse.Namespace, seed: int) -> Lanes:
+    """Let everything go wrong for as long as was asked for."""
+    end_s = options.minutes * 60
+    lanes = Lanes(cluster, plan(seed, options.minutes, options.faults), end_s=end_s, tell=say)
+    say("everything has been started")
+    cluster.begin()
+    lanes.start()
+    with cluster.database() as database:
+        while cluster.elapsed_s < end_s:
+            cluster.tend(database)
+            time.sleep(_LOOK_S)
+        cluster.over.set()
+        lanes.join()
+    return lanes
+
+
+def _look(cluster: Cluster, patience_s: float) -> tuple[Verdict, Evidence]:
+    """Undo everything, wait for quiet, end the workers, and judge."""
+    say("every fault is undone; waiting until nothing is on its way")
+    began = time.monotonic()
+    is_quiet = cluster.calm_down(patience_s=patience_s)
+    say(f"{'quiet' if is_quiet else 'NOT quiet'} after {time.monotonic() - began:.1f} s; the workers are asked to end")
+    troubles = cluster.finish()
+    evidence = Evidence(cluster)
+    verdict = judge(evidence, is_quiet=is_quiet)
+    judge_processes(verdict, cluster.crew, cluster.writers)
+    for trouble in troubles:
+        verdict.note(9, trouble)
+    return verdict, evidence
+
+
+def _tell(lanes: Lanes, verdict: Verdict, evidence: Evidence, seed: int) -> int:
+    sections = [
+        report.table_of_faults(lanes.happenings),
+        report.table_of_events(evidence),
+        report.table_of_promises(verdict),
+    ]
+    for section in sections:
+        print()
+        print("\n".join(section))
+    print("\n".join(report.breaches(verdict, evidence)))
+    broken = any(happening.outcome == "broken" for happening in lanes.happenings)
+    found = len(verdict.breaches)
+    print(f"\nseed {seed}: {f'{found} BREACHES' if found else 'every promise was kept'}", flush=True)
+    return 1 if found else _BROKEN_HARNESS if broken else 0
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(_BROKEN_HARNESS))
+    seed = options.seed if options.seed is not None else random.SystemRandom().randrange(10**6)
+    try:
+        return run(options, seed)
+    except Exception:  # noqa: BLE001 - whatever it is, it is not a breach
+        traceback.print_exc()
+        return _BROKEN_HARNESS
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

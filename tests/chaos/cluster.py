@@ -1,0 +1,252 @@
+"""All that a run is made of: servers, workers, writers, people, and the ledger of what was put in beside these."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import MySQLdb
+
+from tests.acceptance.databases import MariaDBDatabase
+from tests.acceptance.harness import Installation, Publisher, create_topic
+from tests.chaos.crew import Crew
+from tests.chaos.servers import Servers
+from tests.chaos.writers import ALWAYS, TOPIC_LIMIT, Writers
+from tests.waiting import wait_until
+
+SERVICES: Final = ("probe", "agent")
+
+_OPTIONS: Final = {
+    "RELAY": {"BATCH_SIZE": 30, "REDELIVER_AFTER_SECONDS": 10.0, "SEND_TIMEOUT_SECONDS": 10.0},
+    "CONSUMER": {"WAIT_MAX_SECONDS": 3.0},
+    "LEASES": {"TTL_SECONDS": 3.0, "HEARTBEAT_SECONDS": 1.0},
+    "RETRY_BASE_SECONDS": 0.2,
+    "RETRY_CAP_SECONDS": 2.0,
+    "RETRY_MAX_ATTEMPTS": 5,
+}
+"""Small batches and short times, so that much happens in a minute."""
+
+_BROKER_OPTIONS: Final = {"request_timeout_seconds": 5.0}
+
+_STARTS_S: Final = 120.0
+
+_UNFINISHED: Final = "SELECT COUNT(*) FROM {}_outbox_messages WHERE status IN ('pending', 'published')"
+
+_PARKED: Final = (
+    "SELECT id, payload LIKE '%\"discard\"%' FROM probe_outbox_messages"
+    " WHERE status = 'dead' AND event_type = 'probe.parking' AND resolved_at IS NULL ORDER BY id"
+)
+
+
+class MissedError(Exception):
+    """There was nothing for a fault to take hold of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """A record that fits no row, known by its key."""
+
+    key: bytes
+    reason: str
+    """What the reason of its rejection begins with."""
+    is_acknowledged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SqlRow:
+    """A row that was written by plain SQL, known by its key."""
+
+    key: str
+    status: str
+    """What it must end as."""
+    reason: str
+    """What its ``last_error`` begins with."""
+    is_certain: bool
+    """Whether the database has answered for it."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """What was put in beside the writers, and what people did."""
+
+    garbage: list[Garbage] = field(default_factory=list)
+    sql_rows: list[SqlRow] = field(default_factory=list)
+    lost_records: set[int] = field(default_factory=set)
+    """Rows that said ``published`` without a record."""
+    echoes: int = 0
+    replayed: int = 0
+
+
+class Operator:
+    """A person at the admin: a process that does what the admin's actions do, made anew when an outage ended it."""
+
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._publisher: Publisher | None = None
+
+    def replay(self, *ids: int) -> int:
+        return self._do("replay", ids)
+
+    def give_up(self, *ids: int) -> int:
+        return self._do("give_up", ids)
+
+    def _do(self, what: str, ids: tuple[int, ...]) -> int:
+        """Do it; a process that an outage has ended, or whose connection is gone, is not the end of it."""
+        if self._publisher is not None and self._publisher.is_alive:
+            try:
+                return int(getattr(self._publisher, what)(*ids))
+            except (AssertionError, OSError):
+                self._publisher.dispose()
+        self._publisher = self._installation.publisher()
+        return int(getattr(self._publisher, what)(*ids))
+
+
+class Cluster:
+    """Everything of one run, in a folder of its own."""
+
+    def __init__(self, *, seed: int, rate: float) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="smartflow-chaos-", dir="/var/tmp"))
+        self.root.chmod(0o755)  # the servers' own users must reach theirs
+        self.work = self.root / "work"
+        self.work.mkdir()
+        self.over = threading.Event()
+        """Set when no fault may last any longer."""
+        self.ledger = Ledger()
+        self.servers = Servers(self.root)
+        self._seed, self._rate = seed, rate
+        self._began = time.monotonic()
+
+    def up(self) -> None:
+        """Start everything: two relays and two consumers of the probe service, one of each of the agent service."""
+        self.servers.up()
+        self.installation = Installation(
+            database=self.servers.proxied_database(),
+            kafka=self.servers.kafka_address,
+            folder=self.work,
+            options=copy.deepcopy(_OPTIONS),
+            broker_options=_BROKER_OPTIONS,
+        )
+        create_topic(self.servers.kafka_address, self.installation.topic(), **{"max.message.bytes": str(TOPIC_LIMIT)})
+        create_topic(self.servers.kafka_address, self.installation.topic("agent"))
+        self.crew = Crew(self.installation)
+        self.operator = Operator(self.installation)
+        self.writers = Writers(self.installation, seed=self._seed, rate=self._rate)
+        for service in ("probe", "probe", "agent"):
+            self.crew.start("relay", service)
+            self.crew.start("consumer", service)
+        for name in ALWAYS:
+            self.writers.start(name)
+        with self.database() as database:
+            wait_until(lambda: self._is_at_work(database), timeout=_STARTS_S, interval=0.3, message="the work began")
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Let the clock of the run start."""
+        self._began = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def rest(self, seconds: float) -> None:
+        """Let time pass, less of it when the run ends."""
+        self.over.wait(seconds)
+
+    # --- looking -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def database(self) -> Iterator[MariaDBDatabase]:
+        """Give the database past the proxy, for one thread.
+
+        :raises MissedError: it is away.
+        """
+        database = self.servers.database()
+        try:
+            database.query("SELECT 1")
+        except MySQLdb.Error as error:
+            raise MissedError(f"the database is away: {error}") from error
+        try:
+            yield database
+        finally:
+            with suppress(MySQLdb.Error):
+                database.close()
+
+    def tend(self, database: MariaDBDatabase) -> None:
+        """Look after workers and writers; the database may be away."""
+        self.crew.tend()
+        self.writers.tend()
+        with suppress(MySQLdb.Error):
+            self.crew.note_at_work({row[0] for row in database.query("SELECT pid FROM outbox_workers")})
+
+    # --- the end -------------------------------------------------------------------------------------------------
+
+    def calm_down(self, *, patience_s: float) -> bool:
+        """Undo every fault, stop the writers, wait until nothing is on its way; say whether that came true."""
+        self.servers.heal()
+        self.crew.wake()
+        with self.database() as database:
+            database.execute("UPDATE outbox_service_switches SET relay_paused = 0, consumer_paused = 0")
+            self._attend(database, seconds=3.0)
+            self.writers.stop()
+            return self._wait_until_quiet(database, patience_s)
+
+    def finish(self) -> list[str]:
+        """End the workers, and have others look whether a record is left on a topic that changes anything.
+
+        Return what was wrong with those others.
+        """
+        self.crew.stop_all()
+        troubles = []
+        for service in SERVICES:
+            try:
+                self.installation.consumer(service, "--once").wait(timeout_s=180)
+            except AssertionError as error:
+                troubles.append(str(error))
+        return troubles
+
+    def dispose(self) -> None:
+        """End every process and remove the servers with their data; the logs stay."""
+        with ExitStack() as stack:
+            stack.callback(self.servers.dispose, logs_to=self.work)
+            if hasattr(self, "installation"):
+                for worker in self.installation.workers:
+                    stack.callback(worker.dispose)
+
+    def _is_at_work(self, database: MariaDBDatabase) -> bool:
+        self.tend(database)
+        is_idle = not database.value("SELECT COUNT(*) FROM probe_effects")
+        return not is_idle and all(member.is_at_work for member in self.crew.running())
+
+    def _attend(self, database: MariaDBDatabase, *, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.tend(database)
+            time.sleep(0.3)
+
+    def _wait_until_quiet(self, database: MariaDBDatabase, patience_s: float) -> bool:
+        end = time.monotonic() + patience_s
+        while time.monotonic() < end:
+            self._attend(database, seconds=1.0)
+            self._decide(database)
+            unfinished = sum(database.value(_UNFINISHED.format(service)) for service in SERVICES)
+            rejected = database.value("SELECT COUNT(*) FROM outbox_rejected_records")
+            expected = sum(each.is_acknowledged for each in self.ledger.garbage)
+            if not unfinished and rejected >= expected and not database.query(_PARKED):
+                return True
+        return False
+
+    def _decide(self, database: MariaDBDatabase) -> None:
+        """Have a person decide about every event that parks its key; the mended ones may go again."""
+        parked = database.query(_PARKED)
+        if mended := [row_id for row_id, is_bad in parked if not is_bad]:
+            self.operator.replay(*mended)
+        if bad := [row_id for row_id, is_bad in parked if is_bad]:
+            self.operator.give_up(*bad)

@@ -1,0 +1,119 @@
+"""The relays and consumers of a run: who they are, and how each came to its end."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+import threading
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from tests.acceptance.harness import Installation, Worker
+
+Role = Literal["relay", "consumer"]
+Fate = Literal["runs", "leaves", "killed", "stopped", "ended by itself", "did not stop well"]
+
+STOPS_S = 90.0
+"""Longer than any fault that a worker may be in the middle of, on a machine that is busy with other things."""
+
+BATCH_SIZES: Final = (40, 1, 8)
+"""Of one consumer after the other. In a batch of one, an outage that is taken for a fault has nobody else to blame."""
+
+
+@dataclass(slots=True)
+class Member:
+    """One relay or consumer."""
+
+    worker: Worker
+    role: Role
+    service: str
+    is_at_work: bool = False
+    """It has come past its start: before that, SIGTERM simply ends a process."""
+    fate: Fate = "runs"
+    told: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.role} of {self.service}, process {self.worker.pid}, log {self.worker.log.name}"
+
+
+class Crew:
+    """All workers of a run, those that are gone too. Safe to share between threads."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.members: list[Member] = []
+        self._installation = installation
+        self._lock = threading.RLock()
+        self._batch_sizes = itertools.cycle(BATCH_SIZES)
+
+    def start(self, role: Role, service: str) -> Member:
+        """Start one more worker."""
+        with self._lock:
+            if role == "relay":
+                worker = self._installation.relay(service)
+            else:
+                self._installation.options["CONSUMER"]["BATCH_SIZE"] = next(self._batch_sizes)
+                worker = self._installation.consumer(service)
+            member = Member(worker, role, service)
+            self.members.append(member)
+            return member
+
+    def running(self, role: Role | None = None) -> list[Member]:
+        """Return those that run, as far as anybody has looked."""
+        with self._lock:
+            return [member for member in self.members if member.fate == "runs" and role in {None, member.role}]
+
+    def pick(self, role: Role, dice: float, *, at_work: bool = False) -> Member | None:
+        """Return one that runs, by ``dice``; None when there is none."""
+        found = [member for member in self.running(role) if member.is_at_work or not at_work]
+        return found[int(dice * len(found))] if found else None
+
+    def note_at_work(self, pids: Collection[int]) -> None:
+        """Take in which processes are known to the database."""
+        for member in self.running():
+            member.is_at_work |= member.worker.pid in pids
+
+    def tend(self) -> None:
+        """Find those that ended by themselves, and put others in their places."""
+        for member in self.running():
+            if self._is_gone(member):
+                self.start(member.role, member.service)
+
+    def kill(self, member: Member) -> None:
+        """``kill -9``."""
+        with self._lock:
+            if not self._is_gone(member):
+                member.fate = "killed"
+                member.worker.kill9()
+
+    def stop(self, member: Member) -> None:
+        """Ask a worker to end, with SIGTERM; one that is not past its start yet is killed."""
+        if not member.is_at_work:
+            self.kill(member)
+            return
+        with self._lock:
+            if self._is_gone(member):
+                return
+            member.fate = "leaves"
+        try:
+            member.worker.stop(timeout_s=STOPS_S)
+            member.fate = "stopped"
+        except AssertionError as error:
+            member.fate, member.told = "did not stop well", str(error).partition(":\n")[0]
+
+    def wake(self) -> None:
+        """Let everybody go on who was frozen."""
+        for member in self.running():
+            member.worker.signal(signal.SIGCONT)
+
+    def stop_all(self) -> None:
+        """Ask all to end at the same time."""
+        with ThreadPoolExecutor(max_workers=16) as pool:
+            list(pool.map(self.stop, self.running()))
+
+    def _is_gone(self, member: Member) -> bool:
+        with self._lock:
+            if member.fate == "runs" and not member.worker.is_alive:
+                member.fate, member.told = "ended by itself", f"{member} ended by itself"
+            return member.fate != "runs"

@@ -1,0 +1,143 @@
+"""What a run left behind: rows, effects, journals, rejected records; and the history of one event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+from tests.acceptance import harness
+from tests.acceptance.plans import Journal, read_journal
+from tests.acceptance.probe import trace
+from tests.chaos.cluster import SERVICES, Cluster, Ledger
+
+_COLUMNS: Final = (
+    "id, event_type, message_key, status, retry_count, max_retry, next_retry_at, published_at, consumed_at, dead_at,"
+    " parks_key, resolved_at, created_at, updated_at, shard, last_error, traceback"
+)
+_LOG_LINES: Final = 30
+_LAST_LINES: Final = 4
+"""Of a traceback: the rest is in the row's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What an event of the probe service told its handler, as its row says it now."""
+
+    n: int
+    fail_times: int
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A rejected record."""
+
+    key: bytes | None
+    partition: int
+    offset: int
+    reason: str
+
+
+class Evidence:
+    """Read once, when nothing moves any more."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.installation = cluster.installation
+        self.ledger: Ledger = cluster.ledger
+        self.rows = {service: self.installation.rows(service) for service in SERVICES}
+        self.effects = self.installation.effects()
+        database = self.installation.database
+        self.business = {row[0] for row in database.query("SELECT event_id FROM probe_business_rows")}
+        self.told = {row[0]: _told(row[1]) for row in database.query("SELECT id, payload FROM probe_outbox_messages")}
+        self.max_retry: dict[int, int] = dict(database.query("SELECT id, max_retry FROM probe_outbox_messages"))
+        self.rejected = [
+            Rejected(None if key is None else bytes(key), partition, offset, reason)
+            for key, partition, offset, reason in database.query(
+                "SELECT `key`, `partition`, `offset`, reason FROM outbox_rejected_records ORDER BY id"
+            )
+        ]
+        self.snapshots = database.query("SELECT conversation_id, outbox_id FROM agent_state_snapshot_records")
+        self.journal = self._journal()
+
+    @property
+    def all_rows(self) -> list[harness.Row]:
+        return [row for rows in self.rows.values() for row in rows]
+
+    def _journal(self) -> Journal:
+        """Return what the writers wrote down, with the rows of plain SQL, and with what a killed writer could not say.
+
+        A business row is written in the transaction of its event: it proves that a writer published the event.
+        """
+        journal = self.installation.read_journals()
+        by_key = {row.key: row.event_id for row in self.rows["probe"]}
+        for written in self.ledger.sql_rows:
+            known = journal.committed if written.is_certain else journal.unknown
+            known.add(by_key.get(written.key, f"(the row with key {written.key})"))
+        journal.unknown |= self.business - journal.committed - journal.rolled_back
+        return journal
+
+    # --- the history of one event --------------------------------------------------------------------------------
+
+    def history(self, event_id: str) -> Iterator[str]:
+        """Return all that is known of one event, line by line."""
+        yield f"history of event {event_id}"
+        for service, rows in self.rows.items():
+            for row in rows:
+                if row.event_id == event_id:
+                    yield from self._row(service, row.id)
+                    if service == "probe":
+                        yield from self._handler_runs(row.id)
+                    yield from self._log_lines(f"row {row.id} ", service)
+        yield from self._journal_entries(event_id)
+
+    def _row(self, service: str, row_id: int) -> Iterator[str]:
+        database = self.installation.database
+        found = database.query(f"SELECT {_COLUMNS} FROM {service}_outbox_messages WHERE id = {row_id}")
+        for name, value in zip(_COLUMNS.split(","), found[0], strict=True):
+            lines = str(value).splitlines() or [""]
+            yield f"  {service} row {row_id}: {name.strip()} = {' / '.join(lines[-_LAST_LINES:])}"
+
+    def _handler_runs(self, row_id: int) -> Iterator[str]:
+        for mark in trace.read(self.installation.trace_path):
+            if mark.outbox_id == row_id:
+                yield f"  handler: {mark.what}, attempt {mark.attempt}, process {mark.pid}"
+        columns = "id, event_id, message_key, attempt, worker_pid, made_at"
+        made = f"SELECT {columns} FROM probe_effects WHERE outbox_id = {row_id}"
+        for effect in self.installation.database.query(made):
+            yield f"  effect: {effect}"
+
+    def _journal_entries(self, event_id: str) -> Iterator[str]:
+        for path in sorted(self.installation.folder.glob("journal-*.jsonl")):
+            for entry in read_journal(path):
+                if event_id in entry.event_ids:
+                    yield f"  journal {path.name}: {entry.outcome}, together with {entry.event_ids}"
+
+    def _log_lines(self, text: str, service: str) -> Iterator[str]:
+        found = [
+            f"  {worker.log.name}: {line}"
+            for worker in self.installation.workers
+            for line in worker.text.splitlines()
+            if text in line and f"of {service}" in line
+        ]
+        yield from found[:_LOG_LINES]
+
+    @cached_property
+    def event_ids(self) -> frozenset[str]:
+        """The ids of all events that have a row or are in a journal."""
+        known = {row.event_id for row in self.all_rows}
+        return frozenset(known | self.journal.committed | self.journal.rolled_back | self.journal.unknown)
+
+
+def _told(payload: str) -> Told | None:
+    """Read a payload column; None for what is no event of ours."""
+    try:
+        fields: Any = json.loads(payload)["payload"]
+        n, every = int(fields["n"]), int(fields.get("every", 1))
+    except (ValueError, KeyError, TypeError):
+        return None
+    if n % every:
+        return Told(n, 0, "ok")
+    return Told(n, int(fields.get("fail_times", 0)), str(fields.get("verdict", "ok")))

@@ -1,0 +1,135 @@
+"""A MariaDB and a Kafka of the run's own, each behind a proxy that everybody but the observer goes through."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from scripts.services import catalog, kafka_wire, ports
+from scripts.services.kafka import NODE, Kafka
+from scripts.services.mariadb import MariaDB
+from scripts.services.server import NativeServer
+from scripts.services.state import State, write_atomically
+from tests.acceptance.databases import MariaDBDatabase, MariaDBServer
+from tests.acceptance.harness import migrate
+from tests.chaos.proxy import Proxy
+
+_PORT = 20_000 + 10 * (os.getpid() % 1000)
+"""Where the search for free ports begins: another run must not find those of a server that is away for a moment."""
+
+_MARIADB = dataclasses.replace(catalog.MARIADB, ports={"client": _PORT})
+_KAFKA = dataclasses.replace(catalog.KAFKA, ports={"client": _PORT + 1, "controller": _PORT + 2})
+_PROXY_PORTS = {"mariadb": _PORT + 3, "kafka": _PORT + 4}
+
+LOCK_WAIT_S = 3
+"""So that locks of a stranger are given up on, and not only waited for."""
+
+
+class ImpatientMariaDB(MariaDB):
+    """A MariaDB that does not let anybody wait long for a lock."""
+
+    def command(self) -> Sequence[str]:
+        return [*super().command(), f"--innodb-lock-wait-timeout={LOCK_WAIT_S}"]
+
+
+class ProxiedKafka(Kafka):
+    """A Kafka that sends its clients to the proxy."""
+
+    advertised_port = 0
+
+    def set_up(self) -> None:
+        super().set_up()
+        own, advertised = (
+            f"advertised.listeners=CLIENT://{ports.LOOPBACK}:{port}" for port in (self.port, self.advertised_port)
+        )
+        write_atomically(self._settings, self._settings.read_text(encoding="utf-8").replace(own, advertised))
+
+    def is_ready(self) -> bool:
+        try:
+            return kafka_wire.ask(ports.LOOPBACK, self.port).serves(broker=NODE, port=self.advertised_port)
+        except (OSError, kafka_wire.WireError):
+            return False
+
+
+class ProxiedDatabase(MariaDBDatabase):
+    """A database whose ``url`` leads through the proxy, for the project, while we ourselves look past it."""
+
+    def __init__(self, direct: MariaDBDatabase, *, port: int) -> None:
+        super().__init__(_with_port(direct.url, port))
+        self._direct = direct
+
+    def connect(self) -> Any:
+        return self._direct.connect()
+
+
+class Servers:
+    """Both servers and their proxies, by the names ``mariadb`` and ``kafka``."""
+
+    def __init__(self, root: Path) -> None:
+        kafka = ProxiedKafka(_KAFKA, State(_KAFKA, root=root))
+        self.by_name: dict[str, NativeServer] = {
+            "mariadb": ImpatientMariaDB(_MARIADB, State(_MARIADB, root=root)),
+            "kafka": kafka,
+        }
+        self._proxy_ports = {name: ports.pick(port) for name, port in _PROXY_PORTS.items()}
+        kafka.advertised_port = self._proxy_ports["kafka"]
+        self.proxies: dict[str, Proxy] = {}
+        self._direct: MariaDBDatabase | None = None
+
+    def up(self) -> None:
+        """Start everything, and make a database with the project's tables."""
+        for server in self.by_name.values():
+            server.install()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda server: server.up(), self.by_name.values()))
+        for name, server in self.by_name.items():
+            self.proxies[name] = Proxy(port=self._proxy_ports[name], target=server.port)
+            self.proxies[name].start()
+        self._direct = MariaDBServer(str(self.by_name["mariadb"].address), migrate).make("chaos")
+        migrate(self._direct.url)
+
+    @property
+    def kafka_address(self) -> str:
+        """Return what the project's processes use: the proxy."""
+        return f"{ports.LOOPBACK}:{self._proxy_ports['kafka']}"
+
+    def proxied_database(self) -> ProxiedDatabase:
+        """Return the database for the project's processes. A connection of ours belongs to one thread."""
+        return ProxiedDatabase(self.database(), port=self._proxy_ports["mariadb"])
+
+    def database(self) -> MariaDBDatabase:
+        """Return the database past the proxy; a new object for each thread."""
+        assert self._direct is not None, "the servers are not up"
+        return MariaDBDatabase(self._direct.url)
+
+    def heal(self) -> None:
+        """Undo whatever was done to servers and connections; return when both serve."""
+        for name, server in self.by_name.items():
+            self.proxies[name].heal()
+            if server.status().startswith("runs"):
+                server.resume()
+            server.start()
+
+    def dispose(self, *, logs_to: Path) -> None:
+        """End the servers and remove their data, but for their logs."""
+        with ExitStack() as stack:
+            for name, server in self.by_name.items():
+                stack.callback(shutil.rmtree, server.state.folder, ignore_errors=True)
+                if server.state.log.exists():
+                    stack.callback(shutil.copy, server.state.log, logs_to / f"server-{name}.log")
+                stack.callback(server.kill)
+            for proxy in self.proxies.values():
+                stack.callback(proxy.stop)
+
+
+def _with_port(url: str, port: int) -> str:
+    parts = urlsplit(url)
+    credentials = parts.netloc.rpartition("@")[0]
+    return urlunsplit(parts._replace(netloc=f"{credentials}@{parts.hostname}:{port}"))

@@ -1,0 +1,193 @@
+"""Strangers: they hold locks, kill statements, lose records, and put records and rows where nobody published any."""
+
+from __future__ import annotations
+
+import random
+from contextlib import closing
+from typing import Any
+
+import msgspec
+from MySQLdb import OperationalError
+
+from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
+from tests.chaos.cluster import Cluster, Garbage, MissedError, SqlRow
+from tests.chaos.faults import injects
+from tests.chaos.schedule import TimedFault
+
+# --- the database ------------------------------------------------------------------------------------------------
+
+
+@injects("kill-connections")
+def _kill_connections(cluster: Cluster, fault: TimedFault) -> str:
+    with cluster.database() as database:
+        return f"{cut_connections(database, 'mariadb')} connections"
+
+
+@injects("kill-queries")
+def _kill_queries(cluster: Cluster, fault: TimedFault) -> str:
+    running = (
+        "SELECT id FROM information_schema.processlist"
+        " WHERE db = DATABASE() AND command = 'Query' AND id <> CONNECTION_ID()"
+    )
+    killed = 0
+    end_s = cluster.elapsed_s + fault.length_s
+    with cluster.database() as database:
+        while cluster.elapsed_s < end_s and not cluster.over.is_set():
+            for (connection,) in database.query(running):
+                try:
+                    database.execute(f"KILL QUERY {connection}")
+                except OperationalError as error:
+                    if error.args[0] != NO_SUCH_THREAD:
+                        raise
+                killed += 1
+            cluster.rest(0.03)
+    return f"{killed} statements"
+
+
+@injects("stranger-locks")
+def _lock_rows(cluster: Cluster, fault: TimedFault) -> str:
+    """Lock unfinished rows from the newest down, with the gaps between them or without; or the relays' leases."""
+    with cluster.database() as database, closing(database.connect()) as connection:
+        connection.autocommit(False)
+        cursor = connection.cursor()
+        try:
+            locked = _lock(cursor, fault.dice)
+        except OperationalError as error:
+            raise MissedError(f"no locks to be had: {error}") from error
+        cluster.rest(fault.length_s)
+        connection.rollback()
+    return f"{locked} rows"
+
+
+def _lock(cursor: Any, dice: float) -> int:
+    if dice < 0.2:
+        return int(cursor.execute("SELECT shard FROM outbox_shard_leases FOR UPDATE"))
+    isolation = "READ COMMITTED" if dice < 0.6 else "REPEATABLE READ"
+    cursor.execute(f"SET SESSION TRANSACTION ISOLATION LEVEL {isolation}")
+    return int(
+        cursor.execute(
+            "SELECT id FROM probe_outbox_messages WHERE status IN ('pending', 'published')"
+            " ORDER BY id DESC LIMIT 40 FOR UPDATE"
+        )
+    )
+
+
+@injects("lost-records")
+def _lose_records(cluster: Cluster, fault: TimedFault) -> str:
+    with cluster.database() as database:
+        found = [
+            row[0]
+            for row in database.query(
+                "SELECT id FROM probe_outbox_messages WHERE status = 'pending' AND retry_count = 0"
+                " AND message_key NOT LIKE 'oversize%' ORDER BY id DESC LIMIT 5"
+            )
+        ]
+        for row_id in found:
+            database.execute(
+                "UPDATE probe_outbox_messages SET status = 'published', published_at = UTC_TIMESTAMP(6),"
+                f" next_retry_at = UTC_TIMESTAMP(6) WHERE id = {row_id} AND status = 'pending'"
+            )
+            cluster.ledger.lost_records.add(row_id)
+    if not found:
+        raise MissedError("no row was pending")
+    return f"rows {found}"
+
+
+# --- records and rows that nobody published ----------------------------------------------------------------------
+
+
+def _sample(cluster: Cluster, dice: random.Random, count: int) -> list[Any]:
+    """Return (id, event type, key) of some of the newest rows."""
+    with cluster.database() as database:
+        found = database.query(
+            "SELECT id, event_type, message_key FROM probe_outbox_messages"
+            " WHERE message_key NOT LIKE 'oversize%' ORDER BY id DESC LIMIT 200"
+        )
+    if len(found) < count:
+        raise MissedError("there are no rows yet")
+    return dice.sample(found, count)
+
+
+def _send(cluster: Cluster, dice: random.Random, records: list[tuple[bytes, bytes | None]]) -> list[bool]:
+    """Put records on any partitions of the topic; say of each whether the broker has it for certain."""
+    from kafka import KafkaProducer
+    from kafka.errors import KafkaError
+
+    servers = cluster.servers.kafka_address
+    producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_block_ms=5000, metrics_enabled=False)
+    try:
+        futures = [
+            producer.send(cluster.installation.topic(), key=key, value=value, partition=dice.randrange(3))
+            for key, value in records
+        ]
+        answers = []
+        for future in futures:
+            try:
+                future.get(timeout=10)
+                answers.append(True)
+            except KafkaError:
+                answers.append(False)
+    finally:
+        producer.close(timeout=5)
+    return answers
+
+
+@injects("garbage")
+def _send_garbage(cluster: Cluster, fault: TimedFault) -> str:
+    dice = random.Random(fault.dice)
+    (row,) = _sample(cluster, dice, 1)
+    foreign = {"outbox_id": row[0], "event_type": row[1], "event_id": "foreign", "payload": {}}
+    forms: list[tuple[bytes | None, str]] = [
+        (f"garbage {fault.dice}".encode(), "the record's value is not an outbox message"),
+        (b"\x00\xff\xfe" * 10, "the record's value is not an outbox message"),
+        (None, "the record has no value"),
+        (msgspec.json.encode({**foreign, "service_name": "somebody-else"}), "it belongs to service 'somebody-else'"),
+        (msgspec.json.encode({**foreign, "outbox_id": 10**12}), f"no row {10**12} in"),
+        (msgspec.json.encode({**foreign, "event_type": "probe.nonsense"}), f"row {row[0]} of"),
+    ]
+    keys = [f"garbage-{fault.at_s}-{number}".encode() for number in range(len(forms))]
+    sent = [Garbage(key, reason, is_acknowledged=False) for key, (_, reason) in zip(keys, forms, strict=True)]
+    at = len(cluster.ledger.garbage)
+    cluster.ledger.garbage += sent
+    answers = _send(cluster, dice, [(key, value) for key, (value, _) in zip(keys, forms, strict=True)])
+    cluster.ledger.garbage[at:] = [
+        Garbage(each.key, each.reason, is_acknowledged=answer) for each, answer in zip(sent, answers, strict=True)
+    ]
+    return f"{sum(answers)} records, {len(answers) - sum(answers)} more perhaps"
+
+
+@injects("echo")
+def _echo(cluster: Cluster, fault: TimedFault) -> str:
+    """A record only says which row to look at: it may come early, late, twice, and where it does not belong."""
+    dice = random.Random(fault.dice)
+    rows = _sample(cluster, dice, 12)
+    records = [
+        (key.encode(), msgspec.json.encode({"outbox_id": row_id, "event_type": event_type, "service_name": "probe"}))
+        for row_id, event_type, key in rows
+    ]
+    answers = _send(cluster, dice, [(key, value) for key, value in records])
+    cluster.ledger.echoes += sum(answers)
+    return f"rows {sorted(row[0] for row in rows)}"
+
+
+@injects("sql-rows")
+def _insert_rows(cluster: Cluster, fault: TimedFault) -> str:
+    forms = {
+        "sound": ("probe.step", '{{"payload": {{"key": "{key}", "n": 1}}}}', "consumed", ""),
+        "type": ("probe.unknown", '{{"payload": {{"key": "{key}"}}}}', "dead", "UnreadableError"),
+        "version": ("probe.bulk", '{{"event_version": "v9", "payload": {{"key": "{key}"}}}}', "dead", "UnknownVersion"),
+        "payload": ("probe.step", '{{"payload": {{"key": 7}}}}', "dead", "PayloadError"),
+        "json": ("probe.step", "no JSON", "dead", "EnvelopeError"),
+        "array": ("probe.bulk", "[1, 2]", "dead", "EnvelopeError"),
+    }
+    with cluster.database() as database:
+        for name, (event_type, payload, status, reason) in forms.items():
+            key = f"sql-{name}-{fault.at_s}"
+            at = len(cluster.ledger.sql_rows)
+            cluster.ledger.sql_rows.append(SqlRow(key, status, reason, is_certain=False))
+            database.execute(
+                "INSERT INTO probe_outbox_messages (event_type, message_key, payload) VALUES (%s, %s, %s)",
+                [event_type, key, payload.format(key=key)],
+            )
+            cluster.ledger.sql_rows[at] = SqlRow(key, status, reason, is_certain=True)
+    return f"{len(forms)} rows"

@@ -1,0 +1,240 @@
+"""Holds what a run left behind against the promises, one after the other."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from tests.acceptance.harness import Row, check_business, check_delivery, check_effects, unexpected_tracebacks
+from tests.chaos.crew import Crew
+from tests.chaos.evidence import Evidence
+from tests.chaos.writers import Writers
+
+PROMISES: Final = {
+    1: "committed means delivered; rolled back means nothing",
+    2: "one effect for each event",
+    3: "order per key",
+    4: "an outage costs no attempt, and no process ends by itself",
+    5: "one bad event stops nobody else, and dies for its own reason",
+    6: "nothing is dropped in silence",
+    7: "a service keeps to itself",
+    8: "what is stuck comes back",
+    9: "any number of each: workers come and go",
+}
+
+_EVENT_TYPES: Final = {"probe": r"probe\..*", "agent": r"agent\.state\.snapshot\.persist"}
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A promise that was not kept."""
+
+    promise: int
+    text: str
+    event_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What must have become of an event of the probe service."""
+
+    status: str
+    attempts: int
+    reason: str = ""
+    """What the reason of its death begins with."""
+
+    @property
+    def is_sound(self) -> bool:
+        return self.status == "consumed" and not self.attempts
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was checked, and what was found."""
+
+    checked: Counter[int] = field(default_factory=Counter)
+    """How many things were looked at, by promise."""
+    breaches: list[Breach] = field(default_factory=list)
+
+    def note(self, promise: int, text: str, event_ids: Iterable[str] = ()) -> None:
+        self.breaches.append(Breach(promise, text, tuple(event_ids)))
+
+    def hold(self, promise: int, evidence: Evidence, check: Callable[[], None]) -> None:
+        """Run a check of the acceptance harness; what it finds is a breach."""
+        try:
+            check()
+        except AssertionError as error:
+            text = str(error)
+            self.note(4 if "lost attempts" in text else promise, text, _events_in(text, evidence))
+
+
+def judge(evidence: Evidence, *, is_quiet: bool) -> Verdict:
+    """Check all promises that rows, effects and records can tell of."""
+    verdict = Verdict()
+    if not is_quiet:
+        verdict.note(1, "events or records were still on their way when patience ended")
+    expected = {row.id: expectation(row, evidence) for row in evidence.rows["probe"]}
+    _check_delivery(verdict, evidence, expected)
+    _check_attempts(verdict, evidence, expected)
+    _check_effects(verdict, evidence)
+    _check_snapshots(verdict, evidence)
+    _check_rejected(verdict, evidence)
+    _check_tables(verdict, evidence)
+    _check_lost_records(verdict, evidence)
+    return verdict
+
+
+def judge_processes(verdict: Verdict, crew: Crew, writers: Writers) -> None:
+    """Check that nobody ended by itself, and that everybody ended when asked to."""
+    for member in crew.members:
+        verdict.checked[4] += 1
+        if member.fate == "ended by itself":
+            verdict.note(4, f"{member.told}:\n{member.worker.text[-6000:]}")
+        if lines := [line for line in unexpected_tracebacks(member.worker.text) if line]:
+            verdict.note(4, f"{member} wrote tracebacks after the lines: {lines}")
+        if member.fate in {"stopped", "did not stop well"}:
+            verdict.checked[9] += 1
+        if member.fate == "did not stop well":
+            verdict.note(9, f"{member}: {member.told}:\n{member.worker.text[-6000:]}")
+    for trouble in writers.trouble:
+        verdict.note(1, f"a process that publishes ended: {trouble}")
+
+
+def expectation(row: Row, evidence: Evidence) -> Expected:
+    """Say what must have become of an event."""
+    for written in evidence.ledger.sql_rows:
+        if written.key == row.key:
+            return Expected(written.status, 0, written.reason)
+    if row.key.startswith("oversize"):
+        return Expected("dead", 0, "the broker refused the record: ")
+    told = evidence.told[row.id]
+    if told is None:
+        return Expected("consumed", 0)
+    if told.verdict == "poison":
+        return Expected("dead", evidence.max_retry[row.id], "RuntimeError: it never works")
+    if told.verdict == "discard":
+        return Expected("dead", 1, "Discard: nobody wants it")
+    return Expected("consumed", 1 if told.verdict == "retry" else told.fail_times)
+
+
+def _check_delivery(verdict: Verdict, evidence: Evidence, expected: dict[int, Expected]) -> None:
+    probe = evidence.rows["probe"]
+    dead = {row.event_id for row in probe if expected[row.id].status == "dead"}
+    retried = {row.event_id for row in probe if not expected[row.id].is_sound} | _mended(evidence)
+    verdict.checked[1] += len(evidence.all_rows) + len(evidence.journal.rolled_back)
+    verdict.hold(1, evidence, lambda: check_delivery(evidence.all_rows, evidence.journal, dead=dead, retried=retried))
+    verdict.hold(1, evidence, lambda: check_business(evidence.all_rows, evidence.business))
+    by_sql = {inserted.key for inserted in evidence.ledger.sql_rows}
+    written = [row for row in evidence.all_rows if row.key not in by_sql]
+    alone = [row.event_id for row in written if row.event_id not in evidence.business]
+    if alone:
+        verdict.note(1, f"{len(alone)} rows without the business row of their transaction", alone[:5])
+    for row in probe:
+        if expected[row.id].status == "dead":
+            verdict.checked[5] += 1
+            if row.status == "dead" and not (row.last_error or "").startswith(expected[row.id].reason):
+                verdict.note(5, f"dead for another reason than {expected[row.id].reason!r}: {row}", [row.event_id])
+
+
+def _mended(evidence: Evidence) -> set[str]:
+    """Return the events that died, were mended by a person, and keep the reason of their death."""
+    return {row.event_id for row in evidence.rows["probe"] if row.event_type == "probe.parking"}
+
+
+def _check_attempts(verdict: Verdict, evidence: Evidence, expected: dict[int, Expected]) -> None:
+    """Nothing that was injected but a handler's own error costs an attempt, and each of those costs exactly one."""
+    attempt_of = {effect.outbox_id: effect.attempt for effect in evidence.effects}
+    for row in evidence.rows["probe"]:
+        verdict.checked[4] += 1
+        wanted = expected[row.id].attempts
+        if row.status == expected[row.id].status and row.retry_count != wanted:
+            verdict.note(4, f"{row.retry_count} attempts failed where {wanted} were made to: {row}", [row.event_id])
+        if row.status == "consumed" and attempt_of.get(row.id, wanted + 1) != wanted + 1:
+            verdict.note(4, f"took effect at attempt {attempt_of[row.id]} and not {wanted + 1}: {row}", [row.event_id])
+    for row in evidence.rows["agent"]:
+        verdict.checked[4] += 1
+        if row.retry_count:
+            verdict.note(4, f"a sound event lost attempts: {row}", [row.event_id])
+
+
+def _check_effects(verdict: Verdict, evidence: Evidence) -> None:
+    probe, effects = evidence.rows["probe"], evidence.effects
+    verdict.checked[2] += len(effects)
+    verdict.hold(2, evidence, lambda: check_effects(probe, effects, in_order=()))
+    for key, late in _late_by_key(evidence).items():
+        verdict.checked[3] += 1
+        # A writer that got no answer to its COMMIT went on while the server may still have been about to commit: ids
+        # that are committed out of order cannot be put in order by anybody.
+        if guilty := [event_id for event_id in late if event_id not in evidence.journal.unknown]:
+            verdict.note(3, f"events of {key} took effect after later ones: {guilty}", guilty)
+    wrong = [effect for effect in effects if (told := evidence.told.get(effect.outbox_id)) and told.n != effect.n]
+    if wrong:
+        verdict.note(2, f"effects of another payload: {wrong[:5]}", [effect.event_id for effect in wrong[:5]])
+
+
+def _late_by_key(evidence: Evidence) -> dict[str, list[str]]:
+    """Return, for every key, the events that took effect after one with a higher id."""
+    late: dict[str, list[str]] = defaultdict(list)
+    highest: dict[str, int] = defaultdict(int)
+    for effect in evidence.effects:
+        if effect.outbox_id < highest[effect.key]:
+            late[effect.key].append(effect.event_id)
+        highest[effect.key] = max(highest[effect.key], effect.outbox_id)
+    return {key: late[key] for key in highest}
+
+
+def _check_snapshots(verdict: Verdict, evidence: Evidence) -> None:
+    """The agent service keeps the newest snapshot of each conversation."""
+    newest: dict[str, Row] = {row.key: row for row in evidence.rows["agent"] if row.status == "consumed"}
+    kept = dict(evidence.snapshots)
+    for key, row in newest.items():
+        verdict.checked[3] += 1
+        if kept.get(key) != row.id:
+            verdict.note(3, f"conversation {key} keeps row {kept.get(key)}, its newest is {row.id}", [row.event_id])
+
+
+def _check_rejected(verdict: Verdict, evidence: Evidence) -> None:
+    """The rejected records are exactly the garbage, each once."""
+    found = Counter(record.key for record in evidence.rejected)
+    sent = {garbage.key: garbage for garbage in evidence.ledger.garbage}
+    for garbage in sent.values():
+        verdict.checked[6] += 1
+        if garbage.is_acknowledged and not found[garbage.key]:
+            verdict.note(6, f"{garbage} was dropped in silence")
+    places = Counter((record.partition, record.offset) for record in evidence.rejected)
+    for place, count in places.items():
+        if count > 1:
+            verdict.note(6, f"the record at {place} was kept {count} times")
+    for record in evidence.rejected:
+        known = sent.get(record.key) if record.key is not None else None
+        if known is None:
+            verdict.note(6, f"a record that is no garbage was rejected: {record}")
+        elif not record.reason.startswith(known.reason):
+            verdict.note(6, f"rejected for another reason than {known.reason!r}: {record}")
+
+
+def _check_tables(verdict: Verdict, evidence: Evidence) -> None:
+    for service, rows in evidence.rows.items():
+        verdict.checked[7] += len(rows)
+        strange = [row for row in rows if not re.fullmatch(_EVENT_TYPES[service], row.event_type)]
+        if strange:
+            verdict.note(7, f"the table of {service} has rows of others: {strange[:5]}")
+
+
+def _check_lost_records(verdict: Verdict, evidence: Evidence) -> None:
+    lost = [row for row in evidence.rows["probe"] if row.id in evidence.ledger.lost_records]
+    verdict.checked[8] += len(lost)
+    stuck = [row for row in lost if row.status in {"pending", "published"}]
+    if stuck:
+        verdict.note(8, f"{len(stuck)} rows are stuck: {stuck[:5]}", [row.event_id for row in stuck[:5]])
+
+
+def _events_in(text: str, evidence: Evidence) -> list[str]:
+    """Return the events that a check speaks of, by event id or by the id of their row."""
+    words = list(dict.fromkeys(re.findall(r"[\w-]+", text)))
+    named = [word for word in words if word in evidence.event_ids and not word.isdigit()]
+    by_id = {str(row.id): row.event_id for row in evidence.rows["probe"]}
+    return named or [by_id[word] for word in words if word in by_id]
