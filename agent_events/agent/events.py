@@ -145,7 +145,7 @@ def publish_agent_state_snapshot(snapshot: object | None, *, conversation_id: st
     """Publish the runtime ``snapshot`` of a conversation; return its event id, None when nothing was published.
 
     A lost snapshot must never fail a chat: with publishing switched off or without a snapshot nothing happens, and an
-    error is logged. Where the caller has a transaction open, it goes on unharmed.
+    error is logged. Where the caller has a transaction open, it goes on unharmed, unless its connection was lost.
     """
     if snapshot is None or not publishing_enabled():
         return None
