@@ -11,8 +11,8 @@ from typing import Any
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox.models import RejectedRecord
 from scripts.demo.app.models import LedgerEntry
-from scripts.demo.checks import Check, check
-from scripts.demo.rows import Row, read_rows
+from scripts.demo.checks import Check, check, check_consumed
+from scripts.demo.rows import Row, by_event_id, read_rows
 from scripts.demo.stage import SERVICE
 from scripts.demo.story import Poison, Published, Turn
 
@@ -24,9 +24,7 @@ class Audit:
         self._published = published
         self._garbage = garbage
         self.rows = read_rows()
-        self._by_event_id: dict[str, list[Row]] = defaultdict(list)
-        for row in self.rows:
-            self._by_event_id[row.event_id].append(row)
+        self._by_event_id = by_event_id(self.rows)
 
     def checks(self) -> list[Check]:
         """Check everything."""
@@ -42,12 +40,7 @@ class Audit:
 
     def _every_event_consumed(self) -> Check:
         event_ids = [*self._published.snapshots, *self._published.steps]
-        broken = []
-        for event_id in event_ids:
-            found = [row.status for row in self._by_event_id[event_id]]
-            if found != ["consumed"]:
-                broken.append(f"event {event_id} has rows {found}")
-        return check("published events that are consumed, one row each", event_ids, broken)
+        return check_consumed("published events that are consumed, one row each", event_ids, self._by_event_id)
 
     def _newest_snapshot_wins(self) -> Check:
         """The highest outbox id of a conversation is its newest event; its content must be what is kept."""

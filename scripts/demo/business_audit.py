@@ -12,8 +12,8 @@ from agent_events.memory.models import MemoryJob
 from agent_events.notification.models import NotificationRecord
 from agent_events.task.models import Task
 from scripts.demo.business import USED_BESIDE, USED_BY_MESSAGES, Business, User
-from scripts.demo.checks import Check, check
-from scripts.demo.rows import Row
+from scripts.demo.checks import Check, check, check_consumed
+from scripts.demo.rows import Row, by_event_id
 
 
 class BusinessAudit:
@@ -21,28 +21,17 @@ class BusinessAudit:
 
     def __init__(self, business: Business, rows: Sequence[Row]) -> None:
         self._business = business
-        self._rows: dict[str, list[str]] = defaultdict(list)
-        for row in rows:
-            self._rows[row.event_id].append(row.status)
+        self._rows = by_event_id(rows)
 
     def checks(self) -> list[Check]:
         """Check everything."""
         return [
-            self._every_event_consumed(),
+            check_consumed("events of users that are consumed, one row each", self._business.event_ids, self._rows),
             self._records_of_the_agent(),
             self._tasks(),
             self._chat_to_memory(),
             self._trigger_to_notification(),
         ]
-
-    def _every_event_consumed(self) -> Check:
-        event_ids = self._business.event_ids
-        broken = [
-            f"event {event_id} has rows {self._rows[event_id]}"
-            for event_id in event_ids
-            if self._rows[event_id] != ["consumed"]
-        ]
-        return check("events of users that are consumed, one row each", event_ids, broken)
 
     def _records_of_the_agent(self) -> Check:
         said = _by(ChatHistory.objects.order_by("id").values_list("user_id", "message"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from scripts.demo.rows import RowsByEvent
+
 _SHOWN = 3
 
 
@@ -20,6 +22,16 @@ class Check:
     @property
     def ok(self) -> bool:
         return self.held == self.of and not self.broken
+
+
+def check_consumed(what: str, event_ids: Collection[str], rows: RowsByEvent) -> Check:
+    """Check that each event has one row, and that it is consumed."""
+    broken = []
+    for event_id in event_ids:
+        found = [row.status for row in rows[event_id]]
+        if found != ["consumed"]:
+            broken.append(f"event {event_id} has rows {found}")
+    return check(what, event_ids, broken)
 
 
 def check(what: str, all_of: Collection[object], broken: Sequence[str]) -> Check:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -37,6 +39,17 @@ class Row:
     reason: str
     created_at: datetime
     consumed_at: datetime | None
+
+
+RowsByEvent = Mapping[str, Sequence[Row]]
+
+
+def by_event_id(rows: Iterable[Row]) -> RowsByEvent:
+    """Return the rows of each event; one that has none has an empty list."""
+    found: defaultdict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        found[row.event_id].append(row)
+    return found
 
 
 def read_rows() -> list[Row]:
