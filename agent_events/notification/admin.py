@@ -19,6 +19,7 @@ from agent_events.notification.models import NotificationOutboxMessage, Notifica
 from agent_events.notification.records import FEISHU
 from outbox.admin import OutboxMessageAdmin, RecordAdmin
 from outbox.admin.access import demand, may_operate
+from outbox.admin.row_ids import read_row_id
 
 if TYPE_CHECKING:
     ChannelBase = admin.ModelAdmin[UserNotificationChannel]
@@ -42,7 +43,7 @@ class NotificationRecordAdmin(RecordAdmin):
     def get_urls(self) -> list[URLPattern]:
         again = self.admin_site.admin_view(require_POST(self.again_view))
         return [
-            path("<int:record_id>/again/", again, name="notification_notificationrecord_again"),
+            path("<row_id:record_id>/again/", again, name="notification_notificationrecord_again"),
             *super().get_urls(),
         ]
 
@@ -54,7 +55,7 @@ class NotificationRecordAdmin(RecordAdmin):
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Show one record."""
-        key = int(object_id) if object_id.isdecimal() and len(object_id) < 19 else 0
+        key = read_row_id(object_id)
         can_go_again = self.get_queryset(request).filter(pk=key, status__in=REQUEUE.sources).exists()
         context = {"again_url": self.url("again", key) if can_go_again and may_operate(request) else ""}
         return super().change_view(request, object_id, form_url, {**(extra_context or {}), **context})

@@ -162,9 +162,7 @@ class NotificationRecords:
 
     def requeue(self, ids: Iterable[int]) -> int:
         """Deliver dead or skipped records after all, with all attempts before them; return how many were so."""
-        return self._move(
-            lifecycle.REQUEUE, Q(pk__in=[each for each in ids if each < 2**63]), attempt_count=0, next_retry_at=UtcNow()
-        )
+        return self._move(lifecycle.REQUEUE, Q(pk__in=list(ids)), attempt_count=0, next_retry_at=UtcNow())
 
     # --- inside --------------------------------------------------------------------------------------------------
 

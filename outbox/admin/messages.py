@@ -26,6 +26,7 @@ from outbox.admin.editing import EditForm, editable
 from outbox.admin.filters import MessageFilter, known_event_types
 from outbox.admin.lines import load, message_lines
 from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
+from outbox.admin.row_ids import read_row_id
 from outbox.catalog import route_registry
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
@@ -61,7 +62,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
             ("payload", self.payload_view),
         )
         own = [
-            path(f"<int:row_id>/{name}/", self.admin_site.admin_view(view), name=f"{prefix}_{name}")
+            path(f"<row_id:row_id>/{name}/", self.admin_site.admin_view(view), name=f"{prefix}_{name}")
             for name, view in pages
         ]
         return [*own, *super().get_urls()]
@@ -93,7 +94,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         )
 
     def _to_row(self, request: HttpRequest, wanted_id: str) -> HttpResponse:
-        row_id = _row_id(wanted_id)
+        row_id = read_row_id(wanted_id)
         if self.get_queryset(request).filter(pk=row_id).exists():
             return HttpResponseRedirect(self.url("change", row_id))
         return self._missing(request, wanted_id)
@@ -110,7 +111,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         """Show everything about one row."""
         demand(self.has_view_permission(request))
         key = unquote(object_id)
-        row = load_detail(self.outbox_model, self.route, _row_id(key), with_payload=may_see_payload(request))
+        row = load_detail(self.outbox_model, self.route, read_row_id(key), with_payload=may_see_payload(request))
         if row is None:
             return self._missing(request, key)
         detail = detail_of(self.admin_site, self.route, row, timezone.now())
@@ -208,8 +209,3 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     def _missing(self, request: HttpRequest, key: str) -> HttpResponse:
         self.message_user(request, f"There is no message {key[:32]} of {self.service} (any more).", messages.WARNING)
         return HttpResponseRedirect(self.url("changelist"))
-
-
-def _row_id(text: str) -> int:
-    """Read a row's id; 0, which no row has, where the text is none that a table can hold."""
-    return int(text) if text.isdecimal() and len(text) < 19 else 0

@@ -34,10 +34,6 @@ CONSUMER_PART: Final = "consumer"
 PARTS: Final = {RELAY_PART: "relay_paused", CONSUMER_PART: "consumer_paused"}
 
 
-_ID_LIMIT: Final = 2**63
-"""SQLite refuses to compare with a larger number."""
-
-
 class NotDoneError(OutboxError):
     """Nothing was changed; the message tells the operator why."""
 
@@ -130,7 +126,7 @@ def _lock_dead(route: ServiceRoute, ids: Sequence[int]) -> list[OutboxMessage]:
     found = (
         rows_of(model, route.database)
         .select_for_update()
-        .filter(pk__in=[row_id for row_id in ids if row_id < _ID_LIMIT])
+        .filter(pk__in=ids)
         .order_by("pk")
         .only("id", "event_type", "status", "resolved_at", "updated_at")
     )

@@ -29,6 +29,7 @@ from outbox.admin.access import demand, may_see_payload
 from outbox.admin.details import OctetLength
 from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
 from outbox.admin.rendering import SHOWN_CHARACTERS, Shown, moment, shown_json, size_text, visible
+from outbox.admin.row_ids import read_row_id
 from outbox.admin.scans import Condition, IndexScan
 
 PAGE_SIZE: Final = 50
@@ -116,7 +117,7 @@ class RecordAdmin(ReadOnlyAdmin):
         )
         if may_see_payload(request):
             rows = rows.annotate(**{f"{name}_head": Substr(name, 1, SHOWN_CHARACTERS) for name in self.payload_columns})
-        row = rows.filter(pk=int(key)).first() if key.isdecimal() and len(key) < 19 else None
+        row = rows.filter(pk=read_row_id(key)).first()
         if row is None:
             self.message_user(request, "There is no such row (any more).", messages.WARNING)
             return HttpResponseRedirect(self.url("changelist"))

@@ -17,6 +17,7 @@ from outbox.admin.access import demand, may_operate, may_see_payload
 from outbox.admin.filters import ALL, OPEN
 from outbox.admin.pages import Pager, ReadOnlyAdmin
 from outbox.admin.rendering import Moment, Shown, first_line, moment, shown_bytes, size_text, visible
+from outbox.admin.row_ids import read_row_id
 from outbox.admin.scans import Condition, IndexScan
 from outbox.admin.selection import count, outcome, read_selection
 from outbox.catalog import route_registry
@@ -165,9 +166,9 @@ def _scans(service: str, state: str) -> dict[str, IndexScan]:
 
 def _address(key: str) -> tuple[str, int]:
     """Read what ``operations.record_key`` wrote; an empty alias for what it did not write."""
-    using, _, row_id = key.rpartition(":")
-    using = using or "default"
-    return (using, int(row_id)) if using in _databases() and row_id.isdecimal() and len(row_id) < 19 else ("", 0)
+    using, _, text = key.rpartition(":")
+    row_id = read_row_id(text)
+    return (using or "default", row_id) if row_id and (using or "default") in _databases() else ("", 0)
 
 
 def _shown(raw: bytes | memoryview | None) -> Shown:
