@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from outbox.lifecycle import TRANSITIONS, Status
-from tests.model.protocol import Kind, Protocol, Row, State, Step
+from tests.model.protocol import Protocol
+from tests.model.state import Kind, Row, State, Step
 
 _LEGAL: Final = frozenset((source, each.target) for each in TRANSITIONS for source in each.sources) | {
     (None, Status.PENDING)

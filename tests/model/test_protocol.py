@@ -11,8 +11,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.model.protocol import Guards, Kind, Protocol
+from tests.model.case import Guards
+from tests.model.protocol import Protocol
 from tests.model.search import Found, Search
+from tests.model.state import Kind
 
 FIRST: Final = frozenset({0})
 WITH_OPERATOR: Final = (Kind.SYSTEM, Kind.OPERATOR)

@@ -6,67 +6,21 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.exceptions import UnreadableError
-from outbox.handlers import Delivery, Handler
+from outbox.handlers import Handler
 from outbox.planning import Readable, group, make_plan, waits_until
 from outbox.rows import Blocker, Locked
+from tests.plans import BATCH, OTHER, SINGLE, Nothing, locked, parks_key, read, readable
 
-SINGLE, OTHER, BATCH = (Handler(lambda _given: None, batch) for batch in (False, False, True))
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 SHORTEST, LONGEST = timedelta(milliseconds=200), timedelta(seconds=60)
 
 
-class Nothing(msgspec.Struct):
-    """A payload."""
-
-
-def locked(row_id: int, key: str = "k", event_type: str = "good") -> Locked:
-    return Locked(
-        id=row_id,
-        event_type=event_type,
-        message_key=key,
-        status="published",
-        retry_count=0,
-        max_retry=20,
-        is_due=True,
-        traceparent="",
-        payload="{}",
-        payload_length=2,
-    )
-
-
 def blocker(row_id: int) -> Blocker:
     return Blocker(id=row_id, due_at=None, unchanged_for=timedelta(0))
-
-
-def readable(row_id: int, key: str = "k", handler: Handler = SINGLE) -> Readable:
-    delivery = Delivery(
-        outbox_id=row_id,
-        event_id=str(row_id),
-        event_type="good",
-        event_version="v1",
-        message_key=key,
-        aggregate_id=key,
-        payload=Nothing(),
-        attempt=1,
-        database="default",
-    )
-    return Readable(delivery, handler)
-
-
-def read(row: Locked) -> Readable:
-    if row.event_type.startswith("bad"):
-        raise UnreadableError(f"row {row.id}")
-    return readable(row.id, row.message_key)
-
-
-def parks_key(event_type: str) -> bool:
-    return event_type == "bad-parks"
 
 
 def planned(rows: Sequence[Locked], blockers: dict[str, Blocker] | None = None) -> tuple[list[int], ...]:
