@@ -10,6 +10,10 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class DeadlineError(AssertionError):
+    """What was waited for did not come true in time."""
+
+
 def wait_until(
     condition: Callable[[], T],
     *,
@@ -25,5 +29,5 @@ def wait_until(
         if value:
             return value
         if time.monotonic() >= deadline:
-            raise AssertionError(f"{message or condition} did not come true within {timeout_s:g} s, last: {value!r}")
+            raise DeadlineError(f"{message or condition} did not come true within {timeout_s:g} s, last: {value!r}")
         time.sleep(interval)

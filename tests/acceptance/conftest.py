@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.acceptance.databases import MariaDBServer, PostgreSQLServer, Server, SQLiteServer
-from tests.acceptance.harness import Installation, migrate
+from tests.acceptance.harness import Installation
+from tests.acceptance.workers import migrate
 from tests.services import require
 
 Install = Callable[..., Installation]
@@ -59,6 +60,14 @@ def show_when_failed(request: pytest.FixtureRequest, installations: Iterable[Ins
                 print(f"--- {name} ---\n{text}")
 
 
+def end_all(request: pytest.FixtureRequest, installations: Iterable[Installation]) -> None:
+    """Show what there is to see when the test has failed, and remove each, whatever becomes of the others."""
+    show_when_failed(request, installations)
+    with ExitStack() as stack:
+        for installation in installations:
+            stack.callback(installation.dispose)
+
+
 @pytest.fixture
 def install(
     request: pytest.FixtureRequest, tmp_path: Path, database_servers: Callable[[str], Server]
@@ -76,10 +85,7 @@ def install(
         return made[-1]
 
     yield make
-    show_when_failed(request, made)
-    with ExitStack() as stack:
-        for installation in made:
-            stack.callback(installation.dispose)
+    end_all(request, made)
 
 
 @pytest.fixture

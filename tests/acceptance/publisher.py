@@ -10,9 +10,9 @@ import os
 import random
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from outbox.shutdown import StopFlag, stop_on_signals
 from tests.acceptance.plans import Entry, Outcome, Plan
 from tests.acceptance.probe.events import KINDS
 
-_AWAY_PAUSE_S = 0.1
+_AWAY_PAUSE = timedelta(milliseconds=100)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -123,9 +123,9 @@ class _Thread:
             while not self._stop.is_set and (not self._plan.transactions or done < self._plan.transactions):
                 if self._transact():
                     done += 1
-                    time.sleep(self._plan.pause_ms / 1000)
+                    self._stop.wait(timedelta(milliseconds=self._plan.pause_ms))
                 else:
-                    time.sleep(_AWAY_PAUSE_S)
+                    self._stop.wait(_AWAY_PAUSE)
         finally:
             connections.close_all()
 

@@ -28,7 +28,8 @@ from scripts.services.ports import LOOPBACK
 from scripts.services.server import NativeServer
 from scripts.services.state import State
 from tests.acceptance.databases import MariaDBDatabase, MariaDBServer
-from tests.acceptance.harness import Installation, kafka_admin
+from tests.acceptance.harness import Installation
+from tests.acceptance.topics import kafka_admin
 from tests.services import require
 
 

@@ -7,8 +7,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from tests.acceptance.harness import Row, check_delivery
 from tests.acceptance.plans import Journal, read_journal
+from tests.acceptance.promises import Row, check_delivery
 from tests.acceptance.services_harness import ServicesInstallation
 from tests.acceptance.services_publisher import tasks_sql
 from tests.conftest import SERVICES

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from tests.acceptance.harness import HOLDING_KAFKA, Installation, Worker, remove_topics
+from tests.acceptance.harness import HOLDING_KAFKA, Installation
 from tests.acceptance.probe import brokers
 from tests.acceptance.services_publisher import Load
+from tests.acceptance.topics import remove_topics
 from tests.acceptance.watch import statements
+from tests.acceptance.workers import Worker
 from tests.conftest import SERVICES
 from tests.waiting import wait_until
 

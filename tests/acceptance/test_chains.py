@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable
 
 from tests.acceptance import services_checks as checks
-from tests.acceptance.harness import Worker
 from tests.acceptance.services_harness import Point, Role, ServicesInstallation
 from tests.acceptance.services_publisher import USERS, Load
+from tests.acceptance.workers import Worker
 from tests.webhooks import WebhookServer, webhook_server
 
 pytest_plugins = ("tests.acceptance.services_fixtures",)

@@ -7,7 +7,8 @@ import random
 import pytest
 
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import Installation, create_topic
+from tests.acceptance.harness import Installation
+from tests.acceptance.topics import create_topic
 
 
 @pytest.mark.parametrize("kind", ["step", "bulk"])

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import Installation, create_topic, remove_topics, topic_length
+from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Plan
+from tests.acceptance.topics import create_topic, remove_topics, topic_length
 
 SOON = {"RELAY": {"REDELIVER_AFTER_SECONDS": 2.0}}
 

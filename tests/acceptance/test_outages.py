@@ -8,8 +8,8 @@ import pytest
 
 from scripts.services import control
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import Worker
 from tests.acceptance.plans import Plan
+from tests.acceptance.workers import Worker
 
 pytestmark = pytest.mark.disruptive
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.acceptance.conftest import show_when_failed
+from tests.acceptance.conftest import end_all
 from tests.acceptance.databases import Database
-from tests.acceptance.harness import Worker, migrate
 from tests.acceptance.plans import Plan
 from tests.acceptance.secure_servers import (
     PAGES,
@@ -26,6 +24,7 @@ from tests.acceptance.secure_servers import (
     SecureMariaDBServer,
     new_account,
 )
+from tests.acceptance.workers import Worker, migrate
 
 Install = Callable[..., SecureInstallation]
 
@@ -110,10 +109,7 @@ def install(
         return made[-1]
 
     yield make
-    show_when_failed(request, made)
-    with ExitStack() as stack:
-        for installation in made:
-            stack.callback(installation.dispose)
+    end_all(request, made)
 
 
 def test_every_committed_event_has_one_effect_over_tls(install: Install, kafka: SecureKafka) -> None:

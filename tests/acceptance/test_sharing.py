@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import Installation, group_members
+from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Plan
+from tests.acceptance.topics import group_members
 
 TAKE_OVER_S = 10.0
 TRICKLE = Plan(prefix="k", threads=4, keys=20, transactions=0, pause_ms=100, seed=31)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import signal
 
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import HOLDING_KAFKA, Installation, group_members
+from tests.acceptance.harness import HOLDING_KAFKA, Installation
+from tests.acceptance.topics import group_members
 
 
 def test_relay_that_slept_through_its_lease_overwrites_nothing(install: Install) -> None:

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 
 from tests.acceptance.conftest import Install
-from tests.acceptance.harness import Installation, group_members
+from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Plan
+from tests.acceptance.topics import group_members
 
 EVERYWHERE = pytest.mark.parametrize(("database", "broker"), [("mariadb", "kafka"), ("sqlite", "table")])
 

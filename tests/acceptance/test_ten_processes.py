@@ -11,9 +11,10 @@ from django.apps import apps
 
 from outbox.models import OutboxMessage
 from tests.acceptance import services_checks as checks
-from tests.acceptance.harness import Worker, group_members
 from tests.acceptance.services_harness import ServicesInstallation, is_gone, wait_gone
 from tests.acceptance.services_publisher import Load, Subject
+from tests.acceptance.topics import group_members
+from tests.acceptance.workers import Worker
 from tests.conftest import SERVICES
 from tests.waiting import wait_until
 

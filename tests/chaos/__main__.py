@@ -100,7 +100,7 @@ def _inject(cluster: Cluster, options: argparse.Namespace, seed: int) -> Lanes:
     with cluster.database() as database:
         while cluster.elapsed_s < end_s:
             cluster.tend(database)
-            time.sleep(_LOOK_S)
+            cluster.rest(_LOOK_S)
         cluster.over.set()
         lanes.join()
     return lanes

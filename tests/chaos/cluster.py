@@ -6,7 +6,7 @@ import copy
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +15,13 @@ from typing import Final
 import MySQLdb
 
 from tests.acceptance.databases import MariaDBDatabase
-from tests.acceptance.harness import Installation, Publisher, create_topic
+from tests.acceptance.harness import Installation
+from tests.acceptance.topics import create_topic
+from tests.acceptance.workers import Publisher
 from tests.chaos.crew import Crew
 from tests.chaos.servers import Servers
 from tests.chaos.writers import ALWAYS, TOPIC_LIMIT, Writers
-from tests.waiting import wait_until
+from tests.waiting import DeadlineError, wait_until
 
 SERVICES: Final = ("probe", "agent")
 
@@ -36,6 +38,8 @@ _OPTIONS: Final = {
 _BROKER_OPTIONS: Final = {"request_timeout_seconds": 5.0}
 
 _STARTS_S: Final = 120.0
+
+_EFFECTS: Final = "SELECT COUNT(*) FROM probe_effects"
 
 _UNFINISHED: Final = "SELECT COUNT(*) FROM {}_outbox_messages WHERE status IN ('pending', 'published')"
 
@@ -189,14 +193,17 @@ class Cluster:
     # --- the end -------------------------------------------------------------------------------------------------
 
     def calm_down(self, *, patience_s: float) -> bool:
-        """Undo every fault, stop the writers, wait until nothing is on its way; say whether that came true."""
+        """Undo every fault, see work go on, stop the writers, see nothing left on its way; say whether all was so."""
         self.servers.heal()
         self.crew.wake()
         with self.database() as database:
             database.execute("UPDATE outbox_service_switches SET relay_paused = 0, consumer_paused = 0")
-            self._attend(database, seconds=3.0)
+            made = database.value(_EFFECTS)
+            goes_on = _comes_true(
+                lambda: self._is_at_work(database) and database.value(_EFFECTS) > made, patience_s=patience_s
+            )
             self.writers.stop()
-            return self._wait_until_quiet(database, patience_s)
+            return _comes_true(lambda: self._is_quiet(database), patience_s=patience_s) and goes_on
 
     def finish(self) -> list[str]:
         """End the workers, and have others look whether a record is left on a topic that changes anything.
@@ -222,26 +229,16 @@ class Cluster:
 
     def _is_at_work(self, database: MariaDBDatabase) -> bool:
         self.tend(database)
-        is_idle = not database.value("SELECT COUNT(*) FROM probe_effects")
+        is_idle = not database.value(_EFFECTS)
         return not is_idle and all(member.is_at_work for member in self.crew.running())
 
-    def _attend(self, database: MariaDBDatabase, *, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            self.tend(database)
-            time.sleep(0.3)
-
-    def _wait_until_quiet(self, database: MariaDBDatabase, patience_s: float) -> bool:
-        end = time.monotonic() + patience_s
-        while time.monotonic() < end:
-            self._attend(database, seconds=1.0)
-            self._decide(database)
-            unfinished = sum(database.value(_UNFINISHED.format(service)) for service in SERVICES)
-            rejected = database.value("SELECT COUNT(*) FROM outbox_rejected_records")
-            expected = sum(each.is_acknowledged for each in self.ledger.garbage)
-            if not unfinished and rejected >= expected and not database.query(_PARKED):
-                return True
-        return False
+    def _is_quiet(self, database: MariaDBDatabase) -> bool:
+        self.tend(database)
+        self._decide(database)
+        unfinished = sum(database.value(_UNFINISHED.format(service)) for service in SERVICES)
+        rejected = database.value("SELECT COUNT(*) FROM outbox_rejected_records")
+        expected = sum(each.is_acknowledged for each in self.ledger.garbage)
+        return not unfinished and rejected >= expected and not database.query(_PARKED)
 
     def _decide(self, database: MariaDBDatabase) -> None:
         """Have a person decide about every event that parks its key; the mended ones may go again."""
@@ -250,3 +247,10 @@ class Cluster:
             self.operator.replay(*mended)
         if bad := [row_id for row_id, is_bad in parked if is_bad]:
             self.operator.give_up(*bad)
+
+
+def _comes_true(condition: Callable[[], bool], *, patience_s: float) -> bool:
+    try:
+        return wait_until(condition, timeout=patience_s, interval=0.5)
+    except DeadlineError:
+        return False

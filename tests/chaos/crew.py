@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from tests.acceptance.harness import Installation, Worker
+from tests.acceptance.harness import Installation
+from tests.acceptance.workers import Worker
 
 Role = Literal["relay", "consumer"]
 Fate = Literal["runs", "leaves", "killed", "stopped", "ended by itself", "did not stop well"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
-from tests.acceptance import harness
 from tests.acceptance.plans import Journal, read_journal
 from tests.acceptance.probe import trace
+from tests.acceptance.promises import Row
 from tests.chaos.cluster import SERVICES, Cluster, Ledger
 
 _COLUMNS: Final = (
@@ -63,7 +63,7 @@ class Evidence:
         self.journal = self._journal()
 
     @property
-    def all_rows(self) -> list[harness.Row]:
+    def all_rows(self) -> list[Row]:
         return [row for rows in self.rows.values() for row in rows]
 
     def _journal(self) -> Journal:

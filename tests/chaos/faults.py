@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from scripts.services.server import NativeServer
-from tests.acceptance.harness import Worker
+from tests.acceptance.workers import Worker
 from tests.chaos.cluster import Cluster, MissedError
 from tests.chaos.crew import Member, Role
 from tests.chaos.schedule import KINDS, STANDING, TimedFault

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,9 +15,9 @@ from scripts.services import catalog, kafka_wire, ports
 from scripts.services.kafka import NODE, Kafka
 from scripts.services.mariadb import MariaDB
 from scripts.services.server import NativeServer
-from scripts.services.state import State, write_atomically
+from scripts.services.state import State
 from tests.acceptance.databases import MariaDBDatabase, MariaDBServer
-from tests.acceptance.harness import migrate
+from tests.acceptance.workers import migrate
 from tests.chaos.proxy import Proxy
 
 _PORT = 20_000 + 10 * (os.getpid() % 1000)
@@ -35,8 +34,9 @@ LOCK_WAIT_S = 3
 class ImpatientMariaDB(MariaDB):
     """A MariaDB that does not let anybody wait long for a lock."""
 
-    def command(self) -> Sequence[str]:
-        return [*super().command(), f"--innodb-lock-wait-timeout={LOCK_WAIT_S}"]
+    @property
+    def more_settings(self) -> str:
+        return f"innodb_lock_wait_timeout = {LOCK_WAIT_S}\n"
 
 
 class ProxiedKafka(Kafka):
@@ -44,12 +44,9 @@ class ProxiedKafka(Kafka):
 
     advertised_port = 0
 
-    def set_up(self) -> None:
-        super().set_up()
-        own, advertised = (
-            f"advertised.listeners=CLIENT://{ports.LOOPBACK}:{port}" for port in (self.port, self.advertised_port)
-        )
-        write_atomically(self._settings, self._settings.read_text(encoding="utf-8").replace(own, advertised))
+    @property
+    def more_settings(self) -> str:
+        return f"advertised.listeners=CLIENT://{ports.LOOPBACK}:{self.advertised_port}\n"
 
     def is_ready(self) -> bool:
         try:

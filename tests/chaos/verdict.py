@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from tests.acceptance.harness import Row, check_business, check_delivery, check_effects, unexpected_tracebacks
+from tests.acceptance.promises import Row, check_business, check_delivery, check_effects, unexpected_tracebacks
 from tests.chaos.crew import Crew
 from tests.chaos.evidence import Evidence
 from tests.chaos.writers import Writers

@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import msgspec
 
-from tests.acceptance.harness import Installation, Worker
+from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Kind, Plan
+from tests.acceptance.workers import Worker
 
 ALWAYS: Final = ("hot", "wide", "bulk", "snapshot")
 """Those that publish sound events only; the others are faults by the same name."""

@@ -19,7 +19,8 @@ from scripts.services.process import Process, descendants, spawn
 from scripts.services.server import GivenServer, NativeServer
 from scripts.services.state import VARIABLE, State, default_folder
 
-SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+IDLE = (sys.executable, "-c", "import signal; signal.alarm(60); signal.pause()")
+"""A process that waits to be ended, for a minute at the most."""
 
 
 @pytest.fixture
@@ -81,11 +82,11 @@ def test_a_missing_log_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_a_started_process_is_recognised_and_ended_with_what_it_started(tmp_path: Path) -> None:
-    parent = f"import subprocess, sys, time; subprocess.Popen({list(SLEEP)!r}); print('up', flush=True); time.sleep(60)"
+    parent = f"import subprocess; child = subprocess.Popen({list(IDLE)!r}); print('up', flush=True); child.wait()"
     started = spawn([sys.executable, "-c", parent], log=tmp_path / "log", cwd=tmp_path)
     started.write(tmp_path / "process.json")
     _wait_for_text(tmp_path / "log", "up")
-    family = [Process(pid, SLEEP) for pid in descendants(started.pid)]
+    family = [Process(pid, IDLE) for pid in descendants(started.pid)]
 
     found = Process.read(tmp_path / "process.json")
     assert found == started
@@ -98,7 +99,7 @@ def test_a_started_process_is_recognised_and_ended_with_what_it_started(tmp_path
 
 
 def test_a_process_ends_when_it_is_asked(tmp_path: Path) -> None:
-    started = spawn(SLEEP, log=tmp_path / "log", cwd=tmp_path)
+    started = spawn(IDLE, log=tmp_path / "log", cwd=tmp_path)
 
     assert started.end(signal.SIGTERM, deadline_seconds=20)
     assert not started.runs()

@@ -8,7 +8,6 @@ writes ``held-<point>`` and stays there until the first file is gone.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -17,16 +16,24 @@ from typing import Any
 from outbox.brokers.base import IncomingRecord, OutgoingRecord, PendingSend, Producer, SendReport, Subscription
 from outbox.brokers.kafka import KafkaBroker
 from outbox.routes import ServiceRoute
+from tests.waiting import wait_until
 
 VARIABLE = "PROBE_HOLD_FOLDER"
+_LONGEST_HOLD = timedelta(minutes=4)
+"""Less than a test may take: what is never let go of says so."""
 
 
 def hold(point: str) -> None:
     """Stay here while the test wants it."""
     folder = Path(os.environ[VARIABLE])
-    while (folder / f"hold-{point}").exists():
+
+    def may_go_on() -> bool:
+        if not (folder / f"hold-{point}").exists():
+            return True
         (folder / f"held-{point}").touch()
-        time.sleep(0.01)
+        return False
+
+    wait_until(may_go_on, timeout=_LONGEST_HOLD, interval=0.01, message=f"the test let go of {point!r}")
 
 
 class HoldingKafkaBroker(KafkaBroker):
