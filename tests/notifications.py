@@ -16,6 +16,7 @@ from agent_events.notification.sealing import Sealer
 from agent_events.notification.sender import WebhookSender
 from tests.factories import database_now
 from tests.toys import ManualClock
+from tests.webhooks import WebhookServer
 
 KEY = "key-of-the-tests"
 SEALER = Sealer([KEY])
@@ -58,6 +59,12 @@ def make(alias: str, count: int = 1, **columns: Any) -> list[int]:
     return ids
 
 
+def one(alias: str, server: WebhookServer, *, token: str | None = None) -> int:
+    """Create a record of user 1, whose webhook is the server; return its id."""
+    channels(alias).save(1, webhook=server.url(), token=token)
+    return make(alias)[0]
+
+
 def change(alias: str, ids: list[int] | int, **columns: Any) -> None:
     """Set columns behind everybody's back."""
     if columns:
@@ -67,6 +74,12 @@ def change(alias: str, ids: list[int] | int, **columns: Any) -> None:
 
 def get(alias: str, record_id: int) -> NotificationRecord:
     return NotificationRecord.objects.using(alias).get(pk=record_id)
+
+
+def outcome(alias: str, record_id: int) -> tuple[str, int, str, int | None]:
+    """Return what became of a record."""
+    record = get(alias, record_id)
+    return record.status, record.attempt_count, record.last_error_code, record.http_status
 
 
 def statuses(alias: str) -> list[str]:

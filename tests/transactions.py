@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 
 
 class OtherTransaction:
@@ -97,6 +97,18 @@ def connection_id_of(alias: str) -> int:
     with connections[alias].cursor() as cursor:
         cursor.execute(f"SELECT {own}")
         return int(cursor.fetchone()[0])
+
+
+def deadlock_of(alias: str) -> Exception:
+    """Return the error of the alias's driver for a lost deadlock."""
+    vendor = connections[alias].vendor
+    if vendor == "mysql":
+        return OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
+    if vendor == "sqlite":
+        return OperationalError("database is locked")
+    error = OperationalError("deadlock detected")
+    error.__cause__ = type("DeadlockDetected", (Exception,), {"sqlstate": "40P01"})()
+    return error
 
 
 def kill_own_connection(alias: str) -> None:

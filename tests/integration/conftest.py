@@ -1,7 +1,8 @@
-"""The consumer and the relays that the modules here are about."""
+"""What several modules here are about: consumers and relays, and webhooks with the notifications that go to them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
     from outbox.relay import Relay
     from tests.relays import MakeRelay
     from tests.toys import ManualClock, Toys
+    from tests.webhooks import WebhookServer
+
+pytest.register_assert_rewrite(
+    "tests.integration.bustle", "tests.integration.repository_model", "tests.integration.world"
+)
 
 
 @pytest.fixture
@@ -30,3 +36,21 @@ def make_relay(alias: str, broker: MemoryBroker, toys: Toys, clock: ManualClock)
         return factories.relay(alias, options.pop("broker", broker), toys, clock, **options)
 
     return make
+
+
+@pytest.fixture
+def server() -> Iterator[WebhookServer]:
+    """Return a webhook's server, which answers as the test says."""
+    from tests.webhooks import webhook_server
+
+    with webhook_server() as running:
+        yield running
+
+
+@pytest.fixture
+def emptied_notifications(alias: str) -> Iterator[None]:
+    """Delete records and channels after the test."""
+    from tests import notifications
+
+    yield
+    notifications.empty(alias)

@@ -17,7 +17,13 @@ from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
 from tests.factories import database_now, get, make_due, records_of, statuses
 from tests.toys import BULK, RecordingStop, Toys, effect_ids, effects
-from tests.transactions import OtherTransaction, drop_own_connection, kill_own_connection, second_connection
+from tests.transactions import (
+    OtherTransaction,
+    deadlock_of,
+    drop_own_connection,
+    kill_own_connection,
+    second_connection,
+)
 from tests.waiting import wait_until
 
 
@@ -76,18 +82,6 @@ def test_statement_that_is_wrong_is_nobody_elses_fault_while_the_database_is_the
         cursor.execute("SELECT nothing FROM nowhere")
 
     assert trouble_of(caught.value, alias) is Trouble.STATEMENT
-
-
-def deadlock_of(alias: str) -> Exception:
-    """Return the error of the alias's driver for a lost deadlock."""
-    vendor = connections[alias].vendor
-    if vendor == "mysql":
-        return OperationalError(1213, "Deadlock found when trying to get lock; try restarting transaction")
-    if vendor == "sqlite":
-        return OperationalError("database is locked")
-    error = OperationalError("deadlock detected")
-    error.__cause__ = type("DeadlockDetected", (Exception,), {"sqlstate": "40P01"})()
-    return error
 
 
 def test_lost_deadlock_is_done_again_and_costs_nothing(alias: str, toys: Toys, consumer: Consumer) -> None:

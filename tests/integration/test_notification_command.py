@@ -21,7 +21,7 @@ from django.db import connections
 from outbox.shutdown import StopFlag
 from tests.notifications import KEY, change, channels, deliverer, due_in, empty, get, make, make_due, statuses
 from tests.waiting import wait_until
-from tests.webhooks import SECRET, TOKEN, Exchange, WebhookServer, answer, webhook_server
+from tests.webhooks import SECRET, TOKEN, Exchange, WebhookServer, answer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,12 +30,6 @@ ROOT = Path(__file__).resolve().parents[2]
 def alias(alias: str) -> Iterator[str]:
     yield alias
     empty(alias)
-
-
-@pytest.fixture
-def server() -> Iterator[WebhookServer]:
-    with webhook_server() as running:
-        yield running
 
 
 def database_url(alias: str) -> str:

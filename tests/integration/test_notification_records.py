@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,7 +19,6 @@ from tests.notifications import (
     change,
     claim,
     due_in,
-    empty,
     get,
     make,
     make_due,
@@ -30,16 +28,12 @@ from tests.notifications import (
 )
 from tests.threads import together
 
+pytestmark = pytest.mark.usefixtures("emptied_notifications")
+
 SENT = Verdict(Outcome.SENT, http_status=200)
 RETRY = Verdict(Outcome.RETRY, "http_500", "the webhook answered HTTP 500", 500)
 HOPELESS = Verdict(Outcome.HOPELESS, "http_401", "not accepted", 401)
 SKIPPED = Verdict(Outcome.SKIPPED, "no_webhook", "the user has no webhook", counts=False)
-
-
-@pytest.fixture
-def alias(alias: str) -> Iterator[str]:
-    yield alias
-    empty(alias)
 
 
 def settle(alias: str, record_id: int, verdict: Verdict, *, token: str = "t-1", attempt: int = 1) -> Any:

@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,6 @@ from tests.webhooks import (
 BODY = b'{"notification_id": 7}'
 QUICK = timedelta(milliseconds=400)
 """For requests that are to time out."""
-
-
-@pytest.fixture
-def server() -> Iterator[WebhookServer]:
-    with webhook_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

@@ -1,20 +1,15 @@
-"""Publishing: in the caller's transaction, refused there and then, and never harmful to a chat."""
+"""Publishing: in the caller's transaction, refused there and then."""
 
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
-from django.db import DatabaseError, connections, transaction
+from django.db import connections, transaction
 
-from agent_events.agent.events import AgentStateSnapshot, publish_agent_state_snapshot
-from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
 from outbox import event, publish, publish_many
 from outbox.contracts import contracts
 from outbox.envelope import decode_envelope
@@ -29,6 +24,7 @@ from outbox.exceptions import (
 from outbox.lifecycle import Status
 from outbox.tracing import traceparent
 from tests.conftest import Configure
+from tests.publishing import business_is_there, outbox_rows, remember_business, rolled_back, snapshot
 from tests.toys import NOTE, PARKED, Toys
 
 TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -37,32 +33,6 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 def current_trace() -> str:
     """Stand for the project's own tracing; settings name it by its path."""
     return TRACEPARENT
-
-
-def snapshot(conversation_id: str = "c-1", **fields: Any) -> AgentStateSnapshot:
-    values = {"user_id": 7, "phase": "plan", "snapshot_json": '{"a": 1}'} | fields
-    return AgentStateSnapshot(conversation_id=conversation_id, **values)
-
-
-def outbox_rows(alias: str) -> list[AgentOutboxMessage]:
-    return list(AgentOutboxMessage.objects.using(alias).order_by("id"))
-
-
-def remember_business(alias: str) -> None:
-    """Stand for what the caller writes beside its event."""
-    AgentStateSnapshotRecord.objects.using(alias).create(conversation_id="business", user_id=1, snapshot_json="{}")
-
-
-@contextmanager
-def rolled_back(alias: str) -> Iterator[None]:
-    """Run the block in a transaction, or a savepoint of one, that does not commit."""
-    with transaction.atomic(using=alias):
-        yield
-        transaction.set_rollback(True, using=alias)
-
-
-def business_is_there(alias: str) -> bool:
-    return AgentStateSnapshotRecord.objects.using(alias).filter(conversation_id="business").exists()
 
 
 @pytest.fixture
@@ -363,97 +333,3 @@ def test_event_carries_the_trace_of_the_request(alias: str, configure: Configure
     publish(snapshot())
 
     assert [row.traceparent for row in outbox_rows(alias)] == [TRACEPARENT, ""]
-
-
-# --- snapshots: losing one must never fail a chat ---------------------------------------------------------------
-
-
-def runtime_snapshot(phase: Any = "plan") -> Any:
-    return SimpleNamespace(
-        runtime_state=SimpleNamespace(common_state=SimpleNamespace(phase=phase)), _private=object(), turns=[1, 2]
-    )
-
-
-def publish_runtime(snapshot: Any) -> str | None:
-    return publish_agent_state_snapshot(snapshot, conversation_id="c-1", user_id=7)
-
-
-@pytest.mark.parametrize(
-    ("runtime", "phase"),
-    [
-        (runtime_snapshot(), "plan"),
-        (runtime_snapshot(phase=None), ""),
-        ({"runtime_state": {"common_state": {"phase": "act"}}}, "act"),
-        ({"runtime_state": {"common_state": None}}, ""),
-        ({"runtime_state": []}, ""),
-        ({}, ""),
-        (SimpleNamespace(turns=3), ""),
-    ],
-)
-def test_snapshot_is_published_with_its_phase(alias: str, runtime: Any, phase: str) -> None:
-    event_id = publish_runtime(runtime)
-
-    [row] = outbox_rows(alias)
-    stored = json.loads(row.payload)
-    assert stored["event_id"] == event_id
-    assert (stored["payload"]["phase"], stored["payload"]["user_id"]) == (phase, 7)
-    assert "_private" not in stored["payload"]["snapshot_json"]
-    json.loads(stored["payload"]["snapshot_json"])
-
-
-def test_no_snapshot_publishes_nothing(alias: str) -> None:
-    assert publish_runtime(None) is None
-    assert outbox_rows(alias) == []
-
-
-def test_snapshot_is_not_published_while_sending_is_switched_off(alias: str, configure: Configure) -> None:
-    configure(ENABLED=False)
-
-    assert publish_runtime(runtime_snapshot()) is None
-    assert outbox_rows(alias) == []
-    publish(snapshot())
-    assert len(outbox_rows(alias)) == 1, "what must not be lost is written all the same"
-
-
-@pytest.mark.parametrize(
-    "runtime",
-    [object(), {"x": {1, object()}}, runtime_snapshot(phase="x" * 33), {"deep": None}],
-    ids=["opaque", "opaque inside", "long phase", "endless"],
-)
-def test_snapshot_that_cannot_be_published_is_logged_and_the_request_goes_on(
-    alias: str, caplog: pytest.LogCaptureFixture, runtime: Any
-) -> None:
-    if isinstance(runtime, dict) and "deep" in runtime:
-        runtime["deep"] = runtime
-    with caplog.at_level(logging.ERROR), transaction.atomic(using=alias):
-        assert publish_runtime(runtime) is None
-        remember_business(alias)
-
-    assert business_is_there(alias)
-    assert outbox_rows(alias) == []
-    assert "was not published" in caplog.text
-
-
-def test_failed_statement_of_a_snapshot_does_not_poison_the_callers_transaction(
-    alias: str, configure: Configure, caplog: pytest.LogCaptureFixture
-) -> None:
-    configure(services={"agent": {"DATABASE": alias, "TABLE": "no_such_table"}})
-    with pytest.raises(DatabaseError):
-        publish(snapshot())
-
-    with caplog.at_level(logging.ERROR), transaction.atomic(using=alias):
-        assert publish_runtime(runtime_snapshot()) is None
-        remember_business(alias)
-
-    assert business_is_there(alias)
-    assert "was not published" in caplog.text
-
-
-def test_snapshot_goes_with_the_transaction_it_was_published_in(alias: str) -> None:
-    with rolled_back(alias):
-        assert publish_runtime(runtime_snapshot())
-    assert outbox_rows(alias) == []
-
-    with transaction.atomic(using=alias):
-        assert publish_runtime(runtime_snapshot())
-    assert len(outbox_rows(alias)) == 1
