@@ -87,6 +87,7 @@ class OutboxMessage(models.Model):
     resolved_at = models.DateTimeField(null=True, help_text="When a person gave it up")
     resolved_by = models.CharField(max_length=150, db_default="")
     resolution = models.CharField(max_length=500, db_default="")
+    replay_count = models.IntegerField(db_default=0, help_text="How often a person sent it again after it died")
 
     class Meta:
         abstract = True

@@ -29,6 +29,7 @@ _COLUMNS: Final = (
     "last_error",
     "created_at",
     "traceparent",
+    "replay_count",
 )
 _TIMES: Final = frozenset({"next_retry_at", "created_at"})
 

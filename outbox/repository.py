@@ -152,7 +152,7 @@ class OutboxRepository:
             return []
         now, length = self._sql.now, self._sql.length.format("payload")
         found = self._fetch(
-            "SELECT id, event_type, message_key, status, retry_count, max_retry,"
+            "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
             f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN payload END,"
             f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END"
@@ -161,7 +161,7 @@ class OutboxRepository:
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
         return [
-            Locked(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6]), row[7], row[8], row[9])
+            Locked(row[0], row[1], row[2], row[3], row[4], row[5], row[6], bool(row[7]), row[8], row[9], row[10])
             for row in found
         ]
 
@@ -194,13 +194,13 @@ class OutboxRepository:
         return self._move(lifecycle.WAIT, ids, "next_retry_at = %s", [to_db(self._connection, until)])
 
     def retry(self, row: Locked, *, due_at: datetime, failure: Failure) -> int:
-        """Note a failed attempt and have the row come again at ``due_at``."""
+        """Note a failed attempt and have the row come again at ``due_at``, unless that attempt is history by now."""
         return self._move(
             lifecycle.RETRY,
             [row.id],
             "retry_count = retry_count + 1, next_retry_at = %s, last_error = %s, error_class = %s, traceback = %s",
             [to_db(self._connection, due_at), *_columns(failure)],
-            also=("retry_count = %s", [row.retry_count]),
+            also=_same_attempt(row),
         )
 
     def bury(self, row_id: int, *, failure: Failure, parks_key: bool) -> int:
@@ -208,9 +208,8 @@ class OutboxRepository:
         return self._bury(row_id, failure, parks_key)
 
     def bury_failed(self, row: Locked, *, failure: Failure, parks_key: bool) -> int:
-        """Note the last attempt of a row and make it dead, unless it has other attempts by now than when it failed."""
-        seen = ("retry_count = %s", [row.retry_count])
-        return self._bury(row.id, failure, parks_key, failed_attempts=1, also=seen)
+        """Note the last attempt of a row and make it dead, unless somebody else noted it or a person replayed it."""
+        return self._bury(row.id, failure, parks_key, failed_attempts=1, also=_same_attempt(row))
 
     def bury_refused(self, row_id: int, *, failure: Failure, parks_key: bool, claimed_at: Any) -> int:
         """Make a row dead that the broker refuses, unless it was put back after the claim or somebody has locked it."""
@@ -224,8 +223,8 @@ class OutboxRepository:
         moved = self._move(
             lifecycle.REPLAY,
             ids,
-            f"retry_count = 0, next_retry_at = {self._sql.now}, dead_at = NULL, parks_key = %s, resolved_at = NULL,"
-            " resolved_by = '', resolution = ''",
+            f"retry_count = 0, replay_count = replay_count + 1, next_retry_at = {self._sql.now}, dead_at = NULL,"
+            " parks_key = %s, resolved_at = NULL, resolved_by = '', resolution = ''",
             [False],
         )
         self._wake_successors(ids)
@@ -402,6 +401,14 @@ class OutboxRepository:
         with self._connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return list(cursor.fetchall())
+
+
+def _same_attempt(row: Locked) -> tuple[str, Sequence[Any]]:
+    """Return the condition that a row is at the attempt at which it was locked.
+
+    Attempts alone do not say so: they begin at 0 again when a person replays the row.
+    """
+    return "retry_count = %s AND replay_count = %s", [row.retry_count, row.replay_count]
 
 
 def _columns(failure: Failure) -> list[Any]:

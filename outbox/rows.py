@@ -57,6 +57,7 @@ class Locked:
     message_key: str
     status: str
     retry_count: int
+    replay_count: int
     max_retry: int
     is_due: bool
     traceparent: str

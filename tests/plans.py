@@ -29,6 +29,7 @@ def locked(row_id: int, key: str = "k", event_type: str = "good") -> Locked:
         message_key=key,
         status="published",
         retry_count=0,
+        replay_count=0,
         max_retry=20,
         is_due=True,
         traceparent="",

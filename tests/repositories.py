@@ -57,6 +57,7 @@ def stale(row_id: int, **columns: Any) -> Locked:
         "message_key": "k",
         "status": Status.PUBLISHED,
         "retry_count": 0,
+        "replay_count": 0,
         "max_retry": 20,
         "is_due": True,
         "traceparent": "",

@@ -100,6 +100,7 @@ def _facts(row: OutboxMessage) -> list[tuple[str, str]]:
     facts = [
         ("Key", row.message_key),
         ("Attempts that failed", f"{row.retry_count} of {row.max_retry}"),
+        ("Replayed", str(row.replay_count or "")),
         ("Service column", row.service_name),
         ("Topic column", row.topic),
         ("Shard", str(row.shard)),

@@ -266,6 +266,22 @@ def test_late_burial_leaves_alone_what_was_replayed_since(alias: str, repository
     assert (get(alias, row_id).status, get(alias, row_id).retry_count) == (Status.PENDING, 0)
 
 
+def test_late_note_leaves_alone_what_died_at_once_and_was_replayed_since(
+    alias: str, repository: OutboxRepository
+) -> None:
+    """The event has as many attempts behind it as when it was locked: none. What tells them apart is the replay."""
+    row_id = row(alias, status=Status.PUBLISHED)
+    [known] = locked(repository, row_id)
+    repository.bury(row_id, failure=FAILURE, parks_key=False)
+    repository.replay([row_id])
+    before = columns_of(alias, row_id)
+
+    assert repository.retry(known, due_at=repository.now() + MINUTE, failure=FAILURE) == 0
+    assert repository.bury_failed(known, failure=FAILURE, parks_key=False) == 0
+
+    assert columns_of(alias, row_id) == before
+
+
 @pytest.mark.parametrize(
     "text",
     ["x" * 5000, "会" * 5000, "🙂" * 5000, "a NUL \x00 in it", "a lone surrogate \udcff in it"],

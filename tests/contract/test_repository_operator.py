@@ -30,6 +30,7 @@ def test_replay_gives_a_row_all_its_attempts_again(alias: str, repository: Outbo
 
     found = get(alias, row_id)
     assert (found.status, found.retry_count, found.parks_key) == ("pending", 0, False)
+    assert found.replay_count == 1
     assert (found.dead_at, found.resolved_at, found.resolved_by, found.resolution) == (None, None, "", "")
     assert claim_ids(repository) == [row_id]
 

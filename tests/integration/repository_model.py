@@ -16,7 +16,7 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import TRANSITIONS, UNFINISHED, Status, Transition
-from outbox.rows import Failure
+from outbox.rows import Failure, Locked
 from outbox.sql import from_db
 from tests import factories
 
@@ -77,6 +77,15 @@ class RepositoryModel:
     def movable(self, transition: Transition, ids: Sequence[int]) -> list[int]:
         return [each for each in ids if each in self.rows and self.rows[each]["status"] in transition.sources]
 
+    def at_attempt(self, known: Locked, transition: Transition) -> list[int]:
+        """Return the row that was locked as ``known``, where it is still at that attempt."""
+        return [
+            row_id
+            for row_id in self.movable(transition, [known.id])
+            if (self.rows[row_id]["retry_count"], self.rows[row_id]["replay_count"])
+            == (known.retry_count, known.replay_count)
+        ]
+
     def blockers(self, ids: Iterable[int], keys: Iterable[str]) -> dict[str, int]:
         """Return by key which row those with ``ids`` have to wait for."""
         in_hand, wanted = set(ids), set(keys)
@@ -104,6 +113,21 @@ class RepositoryModel:
                 next_retry_at=NOW,
                 parks_key=parks_key,
                 **columns_of(failure),
+            )
+
+    def move_to_pending_again(self, moved: Sequence[int]) -> None:
+        for row_id in moved:
+            self.move(
+                lifecycle.REPLAY,
+                [row_id],
+                retry_count=0,
+                replay_count=self.rows[row_id]["replay_count"] + 1,
+                next_retry_at=NOW,
+                parks_key=False,
+                dead_at=None,
+                resolved_at=None,
+                resolved_by="",
+                resolution="",
             )
 
     def wake_successors(self, ids: Sequence[int], moved: Sequence[int]) -> None:

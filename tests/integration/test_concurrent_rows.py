@@ -237,7 +237,6 @@ def test_relay_that_slept_leaves_a_refused_row_alone_that_was_mended_since(
     assert factories.get(alias, row_id).status == Status.PUBLISHED
 
 
-@pytest.mark.xfail(strict=True, reason="a replayed event has no attempts again, as the one before had")
 def test_consumer_that_slept_leaves_a_row_alone_that_was_replayed_since(alias: str, toys: Toys) -> None:
     row_id = factories.row(alias, status=Status.PUBLISHED)
     records = factories.records_of(alias, [row_id])

@@ -100,6 +100,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                     "payload": row.payload.decode(),
                     "status": Status.PENDING,
                     "retry_count": 0,
+                    "replay_count": 0,
                     "max_retry": 7,
                     "traceparent": "00-aa-bb-01",
                     "parks_key": False,
@@ -221,8 +222,8 @@ class RepositoryMachine(RuleBasedStateMachine):
             is_unfinished = row["status"] in UNFINISHED
             length = len(row["payload"].encode()) if is_unfinished else 0
             assert each == Locked(
-                **{name: row[name] for name in ("id", "event_type", "message_key", "status", "retry_count")},
-                max_retry=row["max_retry"],
+                **{name: row[name] for name in ("id", "event_type", "message_key", "status")},
+                **{name: row[name] for name in ("retry_count", "replay_count", "max_retry")},
                 traceparent=row["traceparent"],
                 is_due=self.model.is_due(row),
                 payload=row["payload"] if is_unfinished and length <= max_length else None,
@@ -254,11 +255,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         if known.id in self.model.held:
             return
         failure = Failure(f"error {next(self.numbers)}", "ValueError", "Traceback")
-        moved = [
-            row_id
-            for row_id in self.model.movable(lifecycle.RETRY, [known.id])
-            if self.model.rows[row_id]["retry_count"] == known.retry_count
-        ]
+        moved = self.model.at_attempt(known, lifecycle.RETRY)
         with self.model.step(way):
             assert self.repository.retry(known, due_at=self.model.clock + pause, failure=failure) == len(moved)
             self.model.move(
@@ -284,11 +281,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         """Note the last attempt of a row as it was locked once, perhaps long ago."""
         if known.id in self.model.held:
             return
-        moved = [
-            row_id
-            for row_id in self.model.movable(lifecycle.BURY, [known.id])
-            if self.model.rows[row_id]["retry_count"] == known.retry_count
-        ]
+        moved = self.model.at_attempt(known, lifecycle.BURY)
         failure = Failure(f"dead {next(self.numbers)}", "Discard")
         with self.model.step(way):
             assert self.repository.bury_failed(known, failure=failure, parks_key=parks_key) == len(moved)
@@ -331,17 +324,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         moved = self.model.movable(lifecycle.REPLAY, given_ids)
         with self.model.step(way):
             assert self.repository.replay(given_ids) == len(moved)
-            self.model.move(
-                lifecycle.REPLAY,
-                moved,
-                retry_count=0,
-                next_retry_at=NOW,
-                parks_key=False,
-                dead_at=None,
-                resolved_at=None,
-                resolved_by="",
-                resolution="",
-            )
+            self.model.move_to_pending_again(moved)
             self.model.wake_successors(given_ids, moved)
 
     @precondition(lambda self: not self.model.held)

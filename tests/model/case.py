@@ -38,6 +38,8 @@ class Guards:
     """A failed attempt is noted only on a row that has as many attempts as the consumer saw."""
     buries_seen_attempt: bool = True
     """The same for the last attempt, which makes the event dead."""
+    notes_seen_replay: bool = True
+    """Neither is noted on a row that was replayed since the consumer saw it."""
     buries_as_claimed: bool = True
     """The relay buries what the broker refused only as it was claimed."""
     excuses_lost_locks: bool = True

@@ -169,17 +169,18 @@ def _fail(case: Case, state: State, place: int, attempts: int | None, row: int) 
 
 def _note(case: Case, state: State, place: int, blame: Blame) -> Iterator[Step]:
     """Write down what happened to an event that failed alone."""
-    i, seen = blame
+    i, seen, is_stale = blame
     row = state.rows[i]
+    is_known = not (is_stale and case.guards.notes_seen_replay)
     if seen is None:
         what, moved = "has wait", case.move(row, lifecycle.WAIT, due=False)
     elif seen + 1 >= case.max_attempts:
         what, moved = "buries", row
-        if row.attempts == seen or not case.guards.buries_seen_attempt:
+        if is_known and (row.attempts == seen or not case.guards.buries_seen_attempt):
             moved = case.move(row, lifecycle.BURY, due=True, attempts=row.attempts + 1, parks=case.parks)
     else:
         what, moved = "has come again", row
-        if row.attempts == seen or not case.guards.notes_seen_attempt:
+        if is_known and (row.attempts == seen or not case.guards.notes_seen_attempt):
             moved = case.move(row, lifecycle.RETRY, due=False, attempts=row.attempts + 1)
     after = with_consumer(with_row(state, i, moved), place, _next(state.consumers[place]))
     yield Step(Kind.SYSTEM, ("consumer", place, what, i), after if moved is row else put_back(after, 1 << i))
@@ -236,7 +237,7 @@ def _blockers(case: Case, rows: tuple[Row, ...], live: list[int]) -> dict[str, B
 
 def _locked(case: Case, i: int, row: Row) -> Locked:
     status = row.status or Status.PENDING
-    return Locked(i, "event", case.keys[i], status, row.attempts, case.max_attempts, row.due, "", "{}", 2)
+    return Locked(i, "event", case.keys[i], status, row.attempts, 0, case.max_attempts, row.due, "", "{}", 2)
 
 
 def _read(case: Case, row: Locked) -> Readable:

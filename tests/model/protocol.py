@@ -44,7 +44,20 @@ from outbox.lifecycle import Status
 from tests.model.case import Case
 from tests.model.consumer import consumer_steps, consumer_without
 from tests.model.relay import relay_steps, relay_without
-from tests.model.state import Consumer, Kind, Lease, Relay, Row, State, Step, Transaction, put_back, with_row, without
+from tests.model.state import (
+    Consumer,
+    Kind,
+    Lease,
+    Relay,
+    Row,
+    State,
+    Step,
+    Transaction,
+    put_back,
+    replayed,
+    with_row,
+    without,
+)
 
 
 @dataclass(frozen=True)
@@ -139,8 +152,8 @@ class Protocol(Case):
                 elif self.may_fail(state):
                     yield from self.fault(("a relay redelivers early", i), moved, kind=Kind.EARLY)
             elif row.status is Status.DEAD and self.replays:
-                replayed = self.move(row, lifecycle.REPLAY, due=True, attempts=0, parks=False, mended=self.mends)
-                yield Step(Kind.OPERATOR, ("replay", i), self._wake(state, i, replayed, locked))
+                again = self.move(row, lifecycle.REPLAY, due=True, attempts=0, parks=False, mended=self.mends)
+                yield Step(Kind.OPERATOR, ("replay", i), replayed(self._wake(state, i, again, locked), i))
                 if row.parks:
                     given_up = self.move(row, lifecycle.GIVE_UP, parks=False)
                     yield Step(Kind.OPERATOR, ("give up", i), self._wake(state, i, given_up, locked))

@@ -66,6 +66,8 @@ class Blame(NamedTuple):
 
     row: int
     attempts: int | None
+    is_stale: bool = False
+    """A person replayed the row since."""
 
 
 class Consumer(NamedTuple):
@@ -121,6 +123,17 @@ def put_back(state: State, bits: int) -> State:
         for lease, claimed, sent, unmarked, stale, refused in state.relays
     )
     return state._replace(relays=relays)
+
+
+def replayed(state: State, i: int) -> State:
+    """Make what consumers are about to note of a row stale: the count of its replays is another one."""
+    consumers = tuple(
+        consumer._replace(open=consumer.open._replace(is_stale=True))
+        if isinstance(consumer.open, Blame) and consumer.open.row == i
+        else consumer
+        for consumer in state.consumers
+    )
+    return state._replace(consumers=consumers)
 
 
 def with_row(state: State, i: int, row: Row) -> State:

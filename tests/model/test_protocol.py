@@ -172,17 +172,19 @@ def test_without_the_count_a_late_burial_takes_attempts_from_a_replayed_event() 
     buries it, a person replays it, and then the second buries it again with the attempt of before.
     """
     assert not search(REPLAYED).breach
-    found = search(replace(REPLAYED, guards=Guards(buries_seen_attempt=False)))
+    found = search(replace(REPLAYED, guards=Guards(buries_seen_attempt=False, notes_seen_replay=False)))
     assert found.breach == "row 0 died before its last attempt"
 
 
-def test_a_late_note_takes_an_attempt_from_a_mended_event() -> None:
-    """Show a gap: counting attempts does not tell a replayed event from the one of before, as both may have none.
+def test_without_the_count_of_replays_a_late_note_takes_an_attempt_from_a_mended_event() -> None:
+    """Show what the guard ``notes_seen_replay`` is for.
 
-    The event is not lost and takes effect once; it has one attempt less before it than it should.
+    Counting attempts does not tell a replayed event from the one of before, as both may have none.
     """
-    found = search(replace(REPLAYED, mends=True))
+    case = replace(REPLAYED, mends=True)
 
+    assert not search(case).breach
+    found = search(replace(case, guards=Guards(notes_seen_replay=False)))
     assert found.breach == "row 0 lost an attempt though its handler never failed"
 
 
