@@ -160,6 +160,16 @@ class HandlerExitError(OutboxError):
         super().__init__(f"the handler raised {error!r}, which would end the worker; raise an Exception instead")
 
 
+class ClosedConnectionError(OutboxError):
+    """A handler closed the database connection inside its transaction: only that event fails."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the handler closed the database connection, and with it the transaction that marks its event consumed;"
+            " leave the connection to the consumer"
+        )
+
+
 # --- what a handler may raise ------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from outbox.conf import ConsumerOptions
 from outbox.contracts import ContractRegistry
 from outbox.envelope import decode_envelope, decode_message
 from outbox.exceptions import (
+    ClosedConnectionError,
     Discard,
     EnvelopeError,
     HandlerExitError,
@@ -283,20 +284,33 @@ class BatchHandling:
             outcome.buried.append((burial.row, failure.reason))
 
     def _deliver(self, readables: Sequence[Readable], outcome: _Outcome) -> None:
+        database = connections[self._route.database]
         watch = RolledBackWatch()
-        with connections[self._route.database].execute_wrapper(watch):
-            for handler, deliveries in group(readables):
-                try:
-                    self._call(handler, deliveries)
-                except (Exception, KeyboardInterrupt):
-                    raise
-                except BaseException as error:
-                    raise HandlerExitError(error) from error
+        try:
+            with database.execute_wrapper(watch):
+                self._call_handlers(readables)
+        except Exception as error:
+            if database.closed_in_transaction:
+                watch.check()
+                if isinstance(error, (DatabaseError, InterfaceError)):
+                    raise ClosedConnectionError  # noqa: B904 - what it comes from looks like an outage, and is none
+            raise
         watch.check()
+        if database.closed_in_transaction:
+            raise ClosedConnectionError
         ids = [readable.delivery.outbox_id for readable in readables]
         if self._repository.mark_consumed(ids) != len(ids):
             raise LostRowError(f"rows of {self._route.table} changed while they were locked: {ids[:10]}")
         outcome.consumed.update(readable.delivery.event_type for readable in readables)
+
+    def _call_handlers(self, readables: Sequence[Readable]) -> None:
+        for handler, deliveries in group(readables):
+            try:
+                self._call(handler, deliveries)
+            except (Exception, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                raise HandlerExitError(error) from error
 
     def _call(self, handler: Handler, deliveries: list[Delivery[Any]]) -> None:
         if handler.batch:
@@ -357,12 +371,14 @@ class BatchHandling:
         """Raise an outage when the database went away, whatever the handler made of it.
 
         ``began_on`` is the driver's connection that the transaction began on: where it broke, Django has opened another
-        one by now, so that asking the database says nothing about what happened.
+        one by now, so that asking the database says nothing about what happened. A handler that closes it leaves none,
+        and that is no outage.
 
         :raises InterfaceError: the connection is another one, or none.
         """
         database = connections[self._route.database]
-        if self._trouble_of(error) is Trouble.OUTAGE or (began_on is not None and database.connection is not began_on):
+        is_other = began_on is not None and database.connection is not began_on and not database.closed_in_transaction
+        if is_other or self._trouble_of(error) is Trouble.OUTAGE:
             database.close()
             raise InterfaceError(f"the database went away during a transaction: {_message_of(error)}") from error
 

@@ -162,7 +162,9 @@ class RolledBackWatch:
     """Sees a statement whose error rolled the whole transaction back, though whoever sent it goes on as if not.
 
     Around the statements of code that is not ours, by ``connection.execute_wrapper``: MySQL begins another transaction
-    silently after a lost deadlock, so that an error that was caught would take along what was done before.
+    silently after a lost deadlock, so that an error that was caught would take along what was done before. An outage
+    that was caught could be taken for what that code made of it. What fails because that code closed the connection
+    itself is neither.
     """
 
     def __init__(self) -> None:
@@ -171,8 +173,11 @@ class RolledBackWatch:
     def __call__(self, execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
         try:
             return execute(sql, params, many, context)
-        except DatabaseError as error:
-            if context["connection"].vendor == "mysql" and error.args[:1] == (_MYSQL_LOST_DEADLOCK,):
+        except (DatabaseError, InterfaceError) as error:
+            connection = context["connection"]
+            is_lost_deadlock = connection.vendor == "mysql" and error.args[:1] == (_MYSQL_LOST_DEADLOCK,)
+            is_open = not connection.closed_in_transaction
+            if is_lost_deadlock or (is_open and trouble_of(error, connection.alias) is Trouble.OUTAGE):
                 self._error = error
             raise
 

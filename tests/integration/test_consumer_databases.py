@@ -174,6 +174,53 @@ def test_rows_that_somebody_else_holds_are_waited_for_and_cost_nothing(
     assert {get(alias, each).retry_count for each in (first, held, third)} == {0}
 
 
+@pytest.mark.parametrize("raises", [True, False], ids=["and-raises", "and-returns"])
+def test_handler_that_closes_the_connection_fails_for_itself(
+    alias: str, toys: Toys, consumer: Consumer, raises: bool
+) -> None:
+    """As one that was written for a thread of its own does; taken for an outage it would hold up everybody for ever."""
+    first, closing, third = published(alias, 3, key=str)
+
+    def close(deliveries: Sequence[Delivery[Any]]) -> None:
+        if deliveries[0].outbox_id == closing:
+            connections[alias].close()
+            if raises:
+                raise LookupError("nothing found")
+
+    toys.before = close
+    deliver(alias, consumer, [first, closing, third])
+
+    assert sorted(effect_ids(alias)) == [first, third]
+    found = get(alias, closing)
+    assert (found.status, found.retry_count) == ("pending", 1)
+    assert found.error_class == ("LookupError" if raises else "ClosedConnectionError")
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+def test_outage_that_a_handler_hides_behind_a_closed_connection_costs_nothing(
+    alias: str, toys: Toys, consumer: Consumer
+) -> None:
+    [row_id] = published(alias, 1)
+
+    def tidy_up(_deliveries: Any) -> None:
+        kill_own_connection(alias)
+        try:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SELECT 1")
+        except DatabaseError:
+            connections[alias].close()
+            raise LookupError("nothing found") from None
+
+    toys.before = tidy_up
+    with pytest.raises(InterfaceError):
+        deliver(alias, consumer, [row_id])
+    toys.before = None
+    deliver(alias, consumer, [row_id])
+
+    assert effect_ids(alias) == [row_id]
+    assert get(alias, row_id).retry_count == 0
+
+
 @pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
 def test_deadlock_that_a_handler_swallows_loses_nobodys_effect(alias: str, toys: Toys, consumer: Consumer) -> None:
     """The server rolls the whole transaction back, what went before included, and the handler goes on as if not."""
