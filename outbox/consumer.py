@@ -78,10 +78,11 @@ class Consumer:
                     self._unsubscribe()
                     stop.wait(self._outage.failed("subscription", error))
                 except (DatabaseError, InterfaceError) as error:
-                    if trouble_of(error, self._route.database) is Trouble.STATEMENT:
+                    trouble = trouble_of(error, self._route.database)
+                    if trouble is Trouble.STATEMENT:
                         raise
                     connections[self._route.database].close()
-                    stop.wait(self._outage.failed("database", error))
+                    stop.wait(self._outage.failed("database", error, state=trouble.state))
                 else:
                     self._outage.over()
                     if self._switches.consumer_paused:

@@ -23,18 +23,19 @@ class OutageWatch:
         self._what = ""
         self._failures = 0
 
-    def failed(self, what: str, error: BaseException) -> timedelta:
-        """Note one more failure of ``what`` and return how long to pause."""
+    def failed(self, what: str, error: BaseException, *, state: str = "away") -> timedelta:
+        """Note one more failure of ``what``, which is ``state``, and return how long to pause."""
         self._what = what
         self._failures += 1
         pause = delay(self._failures, PAUSES, self._rand)
         # Said at 1, 2, 4, 8, … failures: an outage of a night does not fill the disk.
         if self._failures & (self._failures - 1) == 0:
             logger.warning(
-                "%s of %s: the %s is away; waiting %.1f s, no event loses an attempt: %s",
+                "%s of %s: the %s is %s; waiting %.1f s, no event loses an attempt: %s",
                 self._worker,
                 self._service,
                 what,
+                state,
                 pause.total_seconds(),
                 error,
             )

@@ -267,13 +267,14 @@ class Relay:
             self._after = None
             return _Pause(self._outage.failed("broker", error), outage=True)
         except (DatabaseError, InterfaceError) as error:
-            if trouble_of(error, self._route.database) is Trouble.STATEMENT:
+            trouble = trouble_of(error, self._route.database)
+            if trouble is Trouble.STATEMENT:
                 raise
             self._in_flight.clear()
             self._after = None
             self._leases.forget()
             connections[self._route.database].close()
-            return _Pause(self._outage.failed("database", error), outage=True)
+            return _Pause(self._outage.failed("database", error, state=trouble.state), outage=True)
         self._outage.over()
         if worked:
             self._idle_pause = timedelta(milliseconds=self._options.poll_interval_ms)

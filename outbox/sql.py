@@ -119,6 +119,11 @@ class Trouble(enum.Enum):
     STATEMENT = "statement"
     """The statement itself is wrong."""
 
+    @property
+    def state(self) -> str:
+        """Return what to call the database, for a person."""
+        return "busy" if self is Trouble.CONTENTION else "away"
+
 
 # MySQL error numbers: https://dev.mysql.com/doc/mysql-errors/8.4/en/ (server 1xxx, client 2xxx); 1927 is MariaDB's
 # "Connection was killed".

@@ -149,14 +149,16 @@ def test_records_in_flight_at_the_outage_are_sent_again_and_have_one_effect(
     assert effect_ids(alias) == ids
 
 
-@pytest.mark.parametrize("error", ["outage", "contention"])
+@pytest.mark.parametrize(("error", "state"), [("outage", "away"), ("contention", "busy")])
 def test_database_that_goes_away_is_waited_for(
     alias: str,
     broker: MemoryBroker,
     make_relay: MakeRelay,
     stop: RecordingStop,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     error: str,
+    state: str,
 ) -> None:
     ids = rows(alias, 3)
     relay = make_relay()
@@ -184,6 +186,7 @@ def test_database_that_goes_away_is_waited_for(
     finally:
         signals.outage.disconnect(on_outage)
 
+    assert f"relay of agent: the database is {state}; waiting" in caplog.text
     assert held == [frozenset(), frozenset()], "leases may have run out meanwhile"
     assert status_counts(alias) == {"published": 3}
     assert sorted(set(sent_ids(broker))) == ids
