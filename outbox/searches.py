@@ -47,12 +47,16 @@ class Searches:
         )
 
     def due_after(self, after: tuple[Any, int], shards: Collection[int] | None, limit: int) -> Search:
-        """Return the search for due rows behind the last one of an earlier claim."""
+        """Return the search for due rows behind the last one of an earlier claim.
+
+        ``id + 0`` keeps MySQL from merging this range with one of the primary key, or from giving it up for all rows
+        of the status: either would walk over everything that was sent before.
+        """
         conditions, parameters = self._in_shards(Status.PENDING, shards)
         moment, last_id = after
         statement = (
             f"SELECT id FROM {self.table} WHERE {conditions} AND next_retry_at >= %s"
-            f" AND next_retry_at <= {self.sql.now} AND (next_retry_at > %s OR id > %s)"
+            f" AND next_retry_at <= {self.sql.now} AND (next_retry_at > %s OR id + 0 > %s)"
             " ORDER BY next_retry_at, id LIMIT %s"
         )
         return statement, [*parameters, moment, moment, last_id, limit]
