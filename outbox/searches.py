@@ -49,17 +49,16 @@ class Searches:
     def due_after(self, after: tuple[Any, int], shards: Collection[int] | None, limit: int) -> Search:
         """Return the search for due rows behind the last one of an earlier claim.
 
-        ``id + 0`` keeps MySQL from merging this range with one of the primary key, or from giving it up for all rows
-        of the status: either would walk over everything that was sent before.
+        However many rows have one due time, as those of one replay do: the index is read from that row on.
         """
         conditions, parameters = self._in_shards(Status.PENDING, shards)
         moment, last_id = after
+        behind = [moment, last_id, moment][: self.sql.behind_row.count("%s")]
         statement = (
-            f"SELECT id FROM {self.table} WHERE {conditions} AND next_retry_at >= %s"
-            f" AND next_retry_at <= {self.sql.now} AND (next_retry_at > %s OR id + 0 > %s)"
-            " ORDER BY next_retry_at, id LIMIT %s"
+            f"SELECT id FROM {self.table}{self.sql.by_secondary_index} WHERE {conditions}"
+            f" AND next_retry_at <= {self.sql.now} AND {self.sql.behind_row} ORDER BY next_retry_at, id LIMIT %s"
         )
-        return statement, [*parameters, moment, moment, last_id, limit]
+        return statement, [*parameters, *behind, limit]
 
     def stuck(self, shards: Collection[int] | None, published_before: Any, limit: int) -> Search:
         """Return the search for rows whose time to be delivered again has come, published before a moment."""

@@ -31,6 +31,10 @@ class Dialect:
     """An index in ascending order begins with NULL."""
     by_primary_key: str = ""
     """Hint behind the table's name: look the ids up by primary key. Locks are then taken in one order everywhere."""
+    by_secondary_index: str = ""
+    """The opposite hint. With the primary key in sight MySQL merges two indexes, or reads one from its beginning."""
+    behind_row: str = "(next_retry_at, id) > (%s, %s)"
+    """What lies behind a row in the order of due times, given its time and id (and its time again)."""
     delete_by_id: str = "DELETE FROM {table} WHERE id IN ({ids})"
     for_update: str = ""
     skip_locked: str = ""
@@ -40,6 +44,10 @@ _DIALECTS: Final = {
     "mysql": Dialect(
         now="UTC_TIMESTAMP(6)",
         by_primary_key=" FORCE INDEX (PRIMARY)",
+        by_secondary_index=" IGNORE INDEX (PRIMARY)",
+        # The comparison of pairs is not searched by index:
+        # https://dev.mysql.com/doc/refman/8.4/en/row-constructor-optimization.html
+        behind_row="((next_retry_at = %s AND id > %s) OR next_retry_at > %s)",
         # A list of ids that covers much of a small table is deleted by a full scan, hint or not, and the scan waits for
         # rows that others hold; a join that starts from the ids never is.
         delete_by_id=(

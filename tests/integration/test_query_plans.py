@@ -80,3 +80,9 @@ def test_claim_reads_the_index_alone_from_where_it_begins(found: dict[str, list[
         assert "Using index" in due["Extra"], (name, due)
         assert "filesort" not in due["Extra"], (name, due)
         assert "temporary" not in due["Extra"], (name, due)
+
+
+def test_claim_goes_on_inside_of_one_moment(found: dict[str, list[Plan]]) -> None:
+    """As many rows as one statement put back or replayed have one due time: their ids are part of the range."""
+    [[_, from_the_oldest]], [[_, going_on]] = found["claim from the oldest"], found["claim, going on"]
+    assert int(going_on["key_len"]) > int(from_the_oldest["key_len"])
