@@ -7,6 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+LIMITS_ARGS ?=
 
 BIN := .venv/bin
 SERVICES = $(PYTHON) -m scripts.services
@@ -99,6 +100,11 @@ run: ## Serve the admin on the demo's data
 bench: venv ## Measure, on MariaDB and Kafka: make bench BENCH_ARGS=...
 	@$(SERVICES) up mariadb kafka
 	@$(WITH_SERVICES) $(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+.PHONY: limits
+limits: venv ## Hold memory, backlog and pruning against their limits: make limits LIMITS_ARGS='soak --minutes 1'
+	@$(SERVICES) up mariadb kafka
+	@$(WITH_SERVICES) $(BIN)/python -m benchmarks.limits $(LIMITS_ARGS)
 
 .PHONY: chaos
 chaos: venv ## Break everything at random and check the promises: make chaos CHAOS_ARGS='--minutes 5 --seed 7'

@@ -1,0 +1,56 @@
+"""What `make limits` prints and hands on: one breach is a breach of the whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.limits.prune import Transaction, read_journal
+from benchmarks.limits.report import Outcome, table
+from benchmarks.limits.soak import pruned_count
+
+
+def test_one_breach_makes_the_outcome_one_and_is_told() -> None:
+    outcome = Outcome("soak", sections=["a table"])
+    outcome.judge("relay is flat", "+0.1 MiB", held=True)
+    assert outcome.held
+    outcome.judge("consumer is flat", "+9.0 MiB", held=False)
+    assert not outcome.held
+    assert "BREACHED  consumer is flat: +9.0 MiB" in str(outcome)
+    assert "a table" in str(outcome)
+
+
+def test_outcome_can_be_written_as_json() -> None:
+    outcome = Outcome("prune", figures={"rows_per_second": 12.5})
+    outcome.judge("errors", "3", held=False)
+    read = json.loads(json.dumps(outcome.as_json()))
+    assert read["held"] is False
+    assert read["rows_per_second"] == 12.5
+    assert read["verdicts"] == [{"target": "errors", "figure": "3", "held": False}]
+
+
+def test_table_has_its_names_on_the_left_and_its_figures_on_the_right() -> None:
+    assert table(("of", "MiB"), [("relay", "9.0"), ("it", "10.0")]) == "of      MiB\nrelay   9.0\nit     10.0"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("agent: deleted 12,345 consumed events older than 20s\n", 12_345),
+        ("a line of a log\nagent: deleted 0 consumed events older than 20s\nstopped; run it again to go on\n", 0),
+        ("", 0),
+    ],
+)
+def test_cleaners_own_count_is_read(text: str, expected: int) -> None:
+    assert pruned_count(text) == expected
+
+
+def test_journal_of_a_writer_is_read_with_its_errors(tmp_path: Path) -> None:
+    journal = tmp_path / "writer.tsv"
+    journal.write_text("1.5\t1.6\t1.75\t\n2.0\t2.0\t3.0\tOperationalError: (1213, 'Deadlock')\n")
+    assert read_journal(journal) == [
+        Transaction(1.5, 1.6, 1.75, ""),
+        Transaction(2.0, 2.0, 3.0, "OperationalError: (1213, 'Deadlock')"),
+    ]
