@@ -19,7 +19,7 @@ _MYSQL = ("build-essential", "libmariadb-dev", "pkg-config")
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "mysql": _MYSQL,
-    "test": (*_MYSQL, "chromium", "fonts-liberation", "kcat"),
+    "test": (*_MYSQL, "chromium", "fonts-liberation", "kcat", "libfaketime"),
     "mariadb": ("mariadb-client-core", "mariadb-server-core", "tzdata"),
     "postgres": ("postgresql",),
     "java": ("default-jre-headless",),

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,13 +81,13 @@ class Installation:
 
     # --- processes -----------------------------------------------------------------------------------------------
 
-    def relay(self, service: str = "probe", *arguments: str) -> Worker:
-        """Start a relay."""
-        return self._manage("relay", "run_relay", service, "--create-topics", *arguments)
+    def relay(self, service: str = "probe", *arguments: str, env: Mapping[str, str] | None = None) -> Worker:
+        """Start a relay, with ``env`` beside what all have."""
+        return self._manage("relay", "run_relay", service, "--create-topics", *arguments, env=env)
 
-    def consumer(self, service: str = "probe", *arguments: str) -> Worker:
-        """Start a consumer."""
-        return self._manage("consumer", "consume", service, "--create-topics", *arguments)
+    def consumer(self, service: str = "probe", *arguments: str, env: Mapping[str, str] | None = None) -> Worker:
+        """Start a consumer, with ``env`` beside what all have."""
+        return self._manage("consumer", "consume", service, "--create-topics", *arguments, env=env)
 
     def publisher(self) -> Publisher:
         """Start a process that publishes what the test says."""
@@ -128,11 +128,12 @@ class Installation:
             timeout=60,
         )
 
-    def _manage(self, name: str, *arguments: str) -> Worker:
-        return self._start(name, ["manage.py", *arguments])
+    def _manage(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Worker:
+        return self._start(name, ["manage.py", *arguments], env=env)
 
-    def _start(self, name: str, arguments: Sequence[str]) -> Worker:
-        worker = Worker(name, arguments, env=self.env, log=self._log(name.split(maxsplit=1)[0]))
+    def _start(self, name: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> Worker:
+        log = self._log(name.split(maxsplit=1)[0])
+        worker = Worker(name, arguments, env={**self.env, **(env or {})}, log=log)
         self.workers.append(worker)
         return worker
 

@@ -19,6 +19,7 @@ from tests.chaos.cluster import Cluster
 from tests.chaos.evidence import Evidence
 from tests.chaos.lanes import Lanes
 from tests.chaos.schedule import KINDS, plan
+from tests.chaos.takeovers import TakeOvers, judge_take_overs, take_overs
 from tests.chaos.verdict import Verdict, judge, judge_processes
 
 _LOOK_S: Final = 0.5
@@ -79,7 +80,9 @@ def run(options: argparse.Namespace, seed: int) -> int:
         cluster.up()
         lanes = _inject(cluster, options, seed)
         verdict, evidence = _look(cluster, options.patience)
-        code = _tell(lanes, verdict, evidence, seed)
+        found = take_overs(cluster, evidence, lanes.happenings)
+        judge_take_overs(verdict, found)
+        code = _tell(lanes, verdict, evidence, found, seed)
     finally:
         cluster.over.set()
         cluster.dispose()
@@ -121,10 +124,11 @@ def _look(cluster: Cluster, patience_s: float) -> tuple[Verdict, Evidence]:
     return verdict, evidence
 
 
-def _tell(lanes: Lanes, verdict: Verdict, evidence: Evidence, seed: int) -> int:
+def _tell(lanes: Lanes, verdict: Verdict, evidence: Evidence, found: TakeOvers, seed: int) -> int:
     sections = [
         report.table_of_faults(lanes.happenings),
         report.table_of_events(evidence),
+        found.told(),
         report.table_of_promises(verdict),
     ]
     for section in sections:
@@ -132,9 +136,9 @@ def _tell(lanes: Lanes, verdict: Verdict, evidence: Evidence, seed: int) -> int:
         print("\n".join(section))
     print("\n".join(report.breaches(verdict, evidence)))
     broken = any(happening.outcome == "broken" for happening in lanes.happenings)
-    found = len(verdict.breaches)
-    print(f"\nseed {seed}: {f'{found} BREACHES' if found else 'every promise was kept'}", flush=True)
-    return 1 if found else _BROKEN_HARNESS if broken else 0
+    count = len(verdict.breaches)
+    print(f"\nseed {seed}: {f'{count} BREACHES' if count else 'every promise was kept'}", flush=True)
+    return 1 if count else _BROKEN_HARNESS if broken else 0
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,8 +18,10 @@ from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.harness import Installation
 from tests.acceptance.topics import create_topic
 from tests.acceptance.workers import Publisher
+from tests.chaos.clocks import check_jumps, sweep
 from tests.chaos.crew import Crew
 from tests.chaos.servers import Servers
+from tests.chaos.watch import LEASES, Watch
 from tests.chaos.writers import ALWAYS, TOPIC_LIMIT, Writers
 from tests.waiting import DeadlineError, wait_until
 
@@ -123,12 +125,15 @@ class Cluster:
         self.over = threading.Event()
         """Set when no fault may last any longer."""
         self.ledger = Ledger()
+        self.watch = Watch()
         self.servers = Servers(self.root)
         self._seed, self._rate = seed, rate
         self._began = time.monotonic()
+        self.began_at = time.time()
 
     def up(self) -> None:
         """Start everything: two relays and two consumers of the probe service, one of each of the agent service."""
+        check_jumps(self.work)
         self.servers.up()
         self.installation = Installation(
             database=self.servers.proxied_database(),
@@ -154,7 +159,7 @@ class Cluster:
 
     def begin(self) -> None:
         """Let the clock of the run start."""
-        self._began = time.monotonic()
+        self._began, self.began_at = time.monotonic(), time.time()
 
     @property
     def elapsed_s(self) -> float:
@@ -187,8 +192,10 @@ class Cluster:
         """Look after workers and writers; the database may be away."""
         self.crew.tend()
         self.writers.tend()
+        self.watch.note_pressure()
         with suppress(MySQLdb.Error):
             self.crew.note_at_work({row[0] for row in database.query("SELECT pid FROM outbox_workers")})
+            self.watch.note_leases(database.query(LEASES))
 
     # --- the end -------------------------------------------------------------------------------------------------
 
@@ -223,6 +230,7 @@ class Cluster:
         """End every process and remove the servers with their data; the logs stay."""
         with ExitStack() as stack:
             stack.callback(self.servers.dispose, logs_to=self.work)
+            stack.callback(sweep)
             if hasattr(self, "installation"):
                 for worker in self.installation.workers:
                     stack.callback(worker.dispose)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from tests.acceptance.harness import Installation
 from tests.acceptance.workers import Worker
+from tests.chaos.clocks import Clock, make_clock
 
 Role = Literal["relay", "consumer"]
 Fate = Literal["runs", "leaves", "killed", "stopped", "ended by itself", "did not stop well"]
 
 STOPS_S = 90.0
 """Longer than any fault that a worker may be in the middle of, on a machine that is busy with other things."""
+
+_SETTINGS: Final = "tests.chaos.worker_settings"
 
 BATCH_SIZES: Final = (40, 1, 8)
 """Of one consumer after the other. In a batch of one, an outage that is taken for a fault has nobody else to blame."""
@@ -30,10 +35,19 @@ class Member:
     worker: Worker
     role: Role
     service: str
-    is_at_work: bool = False
-    """It has come past its start: before that, SIGTERM simply ends a process."""
+    clock: Clock
     fate: Fate = "runs"
     told: str = ""
+    came_at: float | None = None
+    """When it was first seen past its start. Moments are seconds since 1970, to be compared with the database's."""
+    left_at: float | None = None
+    """When it was gone, or asked to go."""
+    froze: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def is_at_work(self) -> bool:
+        """Say whether it has come past its start: before that, SIGTERM simply ends a process."""
+        return self.came_at is not None
 
     def __str__(self) -> str:
         return f"{self.role} of {self.service}, process {self.worker.pid}, log {self.worker.log.name}"
@@ -51,12 +65,14 @@ class Crew:
     def start(self, role: Role, service: str) -> Member:
         """Start one more worker."""
         with self._lock:
+            clock = make_clock(self._installation.folder / f"clock-{len(self.members)}")
+            env = {**clock.environment, "DJANGO_SETTINGS_MODULE": _SETTINGS}
             if role == "relay":
-                worker = self._installation.relay(service)
+                worker = self._installation.relay(service, env=env)
             else:
                 self._installation.options["CONSUMER"]["BATCH_SIZE"] = next(self._batch_sizes)
-                worker = self._installation.consumer(service)
-            member = Member(worker, role, service)
+                worker = self._installation.consumer(service, env=env)
+            member = Member(worker, role, service, clock)
             self.members.append(member)
             return member
 
@@ -73,7 +89,8 @@ class Crew:
     def note_at_work(self, pids: Collection[int]) -> None:
         """Take in which processes are known to the database."""
         for member in self.running():
-            member.is_at_work |= member.worker.pid in pids
+            if member.came_at is None and member.worker.pid in pids:
+                member.came_at = time.time()
 
     def tend(self) -> None:
         """Find those that ended by themselves, and put others in their places."""
@@ -87,6 +104,18 @@ class Crew:
             if not self._is_gone(member):
                 member.fate = "killed"
                 member.worker.kill9()
+                member.left_at = time.time()
+
+    @contextmanager
+    def frozen(self, member: Member) -> Iterator[None]:
+        """Have a worker stand still."""
+        began_at = time.time()
+        member.worker.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            member.worker.signal(signal.SIGCONT)
+            member.froze.append((began_at, time.time()))
 
     def stop(self, member: Member) -> None:
         """Ask a worker to end, with SIGTERM; one that is not past its start yet is killed."""
@@ -96,7 +125,7 @@ class Crew:
         with self._lock:
             if self._is_gone(member):
                 return
-            member.fate = "leaves"
+            member.fate, member.left_at = "leaves", time.time()
         try:
             member.worker.stop(timeout_s=STOPS_S)
             member.fate = "stopped"
@@ -117,4 +146,5 @@ class Crew:
         with self._lock:
             if member.fate == "runs" and not member.worker.is_alive:
                 member.fate, member.told = "ended by itself", f"{member} ended by itself"
+                member.left_at = time.time()
             return member.fate != "runs"

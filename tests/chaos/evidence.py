@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
+
+from kafka.partitioner.default import murmur2
 
 from tests.acceptance.plans import Journal, read_journal
 from tests.acceptance.probe import trace
@@ -17,6 +21,7 @@ _COLUMNS: Final = (
     "id, event_type, message_key, status, retry_count, max_retry, next_retry_at, published_at, consumed_at, dead_at,"
     " parks_key, resolved_at, created_at, updated_at, shard, last_error, traceback"
 )
+PARTITIONS: Final = 3
 _LOG_LINES: Final = 30
 _LAST_LINES: Final = 4
 """Of a traceback: the rest is in the row's own."""
@@ -29,6 +34,25 @@ class Told:
     n: int
     fail_times: int
     verdict: str
+    sleep_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """When an event went through relay and consumer, in seconds since 1970; what has not come is endless."""
+
+    id: int
+    event_id: str
+    key: str
+    retry_count: int
+    published_at: float
+    consumed_at: float
+    pid: int | None
+    """Of the consumer, where it is known."""
+
+    @property
+    def partition(self) -> int:
+        return int((murmur2(self.key.encode()) & 0x7FFFFFFF) % PARTITIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +85,7 @@ class Evidence:
         ]
         self.snapshots = database.query("SELECT conversation_id, outbox_id FROM agent_state_snapshot_records")
         self.journal = self._journal()
+        self.works = {service: list(self._works(service)) for service in SERVICES}
 
     @property
     def all_rows(self) -> list[Row]:
@@ -78,6 +103,23 @@ class Evidence:
             known.add(by_key.get(written.key, f"(the row with key {written.key})"))
         journal.unknown |= self.business - journal.committed - journal.rolled_back
         return journal
+
+    def _works(self, service: str) -> Iterator[Work]:
+        pids = {effect.outbox_id: effect.worker_pid for effect in self.effects} if service == "probe" else {}
+        event_ids = {row.id: row.event_id for row in self.rows[service]}
+        found = self.installation.database.query(
+            f"SELECT id, message_key, retry_count, published_at, consumed_at FROM {service}_outbox_messages ORDER BY id"
+        )
+        for row_id, key, retry_count, published_at, consumed_at in found:
+            yield Work(
+                id=row_id,
+                event_id=event_ids[row_id],
+                key=key,
+                retry_count=retry_count,
+                published_at=_moment(published_at),
+                consumed_at=_moment(consumed_at),
+                pid=pids.get(row_id),
+            )
 
     # --- the history of one event --------------------------------------------------------------------------------
 
@@ -140,4 +182,9 @@ def _told(payload: str) -> Told | None:
         return None
     if n % every:
         return Told(n, 0, "ok")
-    return Told(n, int(fields.get("fail_times", 0)), str(fields.get("verdict", "ok")))
+    sleep_s = int(fields.get("sleep_ms", 0)) / 1000
+    return Told(n, int(fields.get("fail_times", 0)), str(fields.get("verdict", "ok")), sleep_s)
+
+
+def _moment(found: datetime | None) -> float:
+    return math.inf if found is None else found.replace(tzinfo=UTC).timestamp()

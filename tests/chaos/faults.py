@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final
 
 from scripts.services.server import NativeServer
-from tests.acceptance.workers import Worker
+from tests.chaos import clocks
 from tests.chaos.cluster import Cluster, MissedError
 from tests.chaos.crew import Member, Role
 from tests.chaos.schedule import KINDS, STANDING, TimedFault
@@ -54,13 +54,25 @@ def _kill(cluster: Cluster, fault: TimedFault) -> str:
 @injects("relay-freeze", "consumer-freeze")
 def _freeze(cluster: Cluster, fault: TimedFault) -> str:
     member = _pick(cluster, fault, at_work=True)
-    worker: Worker = member.worker
-    worker.signal(signal.SIGSTOP)
-    try:
+    with cluster.crew.frozen(member):
         cluster.rest(fault.length_s)
-    finally:
-        worker.signal(signal.SIGCONT)
     return str(member)
+
+
+@injects("relay-clock", "consumer-clock")
+def _move_clock(cluster: Cluster, fault: TimedFault) -> str:
+    member = _pick(cluster, fault, at_work=True)
+    off_s = clocks.jump_s(fault.dice)
+    member.clock.put(off_s)
+    try:
+        written, since = len(member.worker.text), datetime.now(UTC)
+        cluster.rest(fault.length_s)
+        lines, is_off = clocks.shifted_lines(member.worker.text[written:], off_s=off_s, since=since)
+    finally:
+        member.clock.put(0)
+    if lines and not is_off:
+        raise RuntimeError(f"the clock of the {member} was put {off_s:+g} s off, and its log shows nothing of it")
+    return f"{off_s:+g} s, {f'seen in {lines} lines' if lines else 'nothing was written'} of the {member}"
 
 
 @injects("relay-term", "consumer-term")

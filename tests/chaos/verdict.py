@@ -22,7 +22,7 @@ PROMISES: Final = {
     6: "nothing is dropped in silence",
     7: "a service keeps to itself",
     8: "what is stuck comes back",
-    9: "any number of each: workers come and go",
+    9: "any number of each; a killed one's share moves within 10 s",
 }
 
 _EVENT_TYPES: Final = {"probe": r"probe\..*", "agent": r"agent\.state\.snapshot\.persist"}
