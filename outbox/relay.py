@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connections
@@ -30,7 +30,7 @@ from outbox.outage import OutageWatch
 from outbox.repository import OutboxRepository
 from outbox.rows import Due, Failure
 from outbox.shutdown import StopFlag
-from outbox.sql import Trouble, trouble_of
+from outbox.sql import Trouble, from_db, trouble_of
 
 logger = logging.getLogger(__name__)
 
@@ -157,15 +157,16 @@ class Relay:
     def _records(self, rows: Sequence[Due], claimed_at: Any) -> list[OutgoingRecord]:
         """Encode ``rows``; those that cannot be read die here, with the reason."""
         records = []
+        sent_at = from_db(claimed_at) if rows else None
         for row in rows:
             try:
-                records.append(self._record(row))
+                records.append(self._record(row, sent_at))
             except EnvelopeError as error:
                 failure = Failure(f"EnvelopeError: {error}", "EnvelopeError")
                 self._bury(row.id, row.event_type, failure, claimed_at)
         return records
 
-    def _record(self, row: Due) -> OutgoingRecord:
+    def _record(self, row: Due, sent_at: datetime | None) -> OutgoingRecord:
         by_reference = row.payload is None
         stored = self._repository.payload_of(row.id) if row.payload is None else row.payload
         envelope: Envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type)
@@ -177,6 +178,7 @@ class Relay:
             headers=headers_of(
                 envelope, service=self._route.service, traceparent=row.traceparent, by_reference=by_reference
             ),
+            sent_at=sent_at,
         )
 
     def _settle(self, batch: _InFlight) -> None:

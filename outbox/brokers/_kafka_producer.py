@@ -109,7 +109,16 @@ class _Link:
             self.batches.popleft()
 
     def _send(self, record: OutgoingRecord) -> Any:
-        return self.client.send(record.topic, value=record.value, key=record.key.encode(), headers=list(record.headers))
+        # Brokers refuse records from the future (``message.timestamp.after.max.ms``, an hour), and by the clock of this
+        # process a relay on a machine whose clock is wrong could send nothing, and nobody would take over from it.
+        timestamp_ms = None if record.sent_at is None else int(record.sent_at.timestamp() * 1000)
+        return self.client.send(
+            record.topic,
+            value=record.value,
+            key=record.key.encode(),
+            headers=list(record.headers),
+            timestamp_ms=timestamp_ms,
+        )
 
 
 class _Batch:

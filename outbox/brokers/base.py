@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Protocol
 
 from outbox.envelope import Headers
@@ -25,6 +25,8 @@ class OutgoingRecord:
     key: str
     value: bytes
     headers: Headers
+    sent_at: datetime | None = None
+    """By the database's clock; None: by that of the process, which may be wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -53,6 +53,21 @@ def test_lost_sequence_costs_a_client_and_no_record(harness: KafkaHarness) -> No
     subscription.close()
     assert sorted(set(ids(received))) == list(range(1, 21))
     assert all(numbers == sorted(numbers) for numbers in ids_by_key(received).values())
+
+
+def test_time_of_a_record_is_what_the_caller_says(harness: KafkaHarness) -> None:
+    """Kafka refuses what comes from more than an hour ahead, so the clock of a relay's machine must not count."""
+    route = harness.ready_route()
+    producer = harness.broker.producer(client_id="contract")
+    now = datetime.now(UTC)
+    from_now, from_the_future = (
+        [replace(record, sent_at=sent_at) for record in records(route, 3, first_id=first_id)]
+        for sent_at, first_id in ((now, 1), (now + timedelta(hours=2), 4))
+    )
+
+    assert producer.send(from_now).report(ANSWER_TIMEOUT).acknowledged == (1, 2, 3)
+    assert producer.send(from_the_future).report(timedelta(seconds=3)).unanswered == (4, 5, 6)
+    producer.close()
 
 
 def test_client_that_failed_for_good_ends_its_thread(harness: KafkaHarness) -> None:

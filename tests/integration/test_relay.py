@@ -11,6 +11,7 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
 from outbox import signals
+from outbox.brokers.base import OutgoingRecord
 from outbox.brokers.memory import MemoryBroker
 from outbox.envelope import REFERENCE_HEADER, decode_message
 from outbox.lifecycle import Status
@@ -57,6 +58,25 @@ def test_record_says_what_the_row_says(alias: str, broker: MemoryBroker, make_re
     headers = dict(record.headers)
     assert (headers["event_type"], headers["traceparent"]) == (NOTE.encode(), b"00-aa-bb-01")
     assert REFERENCE_HEADER not in headers
+
+
+def test_time_of_a_record_is_the_databases(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A broker refuses what comes from the future: a relay whose machine has a wrong clock must not stand still."""
+    row(alias)
+    sent: list[OutgoingRecord] = []
+    monkeypatch.setattr(
+        type(broker),
+        "reason_to_refuse",
+        lambda _self, record: sent.append(record) or "noted",  # type: ignore[func-returns-value]
+    )
+
+    step_until_idle(make_relay())
+
+    [record] = sent
+    assert record.sent_at is not None
+    assert abs(record.sent_at - factories.database_now(alias)) < timedelta(minutes=1)
 
 
 def test_records_of_a_key_are_sent_in_the_order_of_their_ids(
