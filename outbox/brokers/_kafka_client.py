@@ -15,8 +15,10 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
 from kafka.net.compat import KafkaNetClient
 
+from outbox.brokers import _kafka_codecs
 from outbox.brokers._kafka_options import KafkaOptions
-from outbox.brokers._kafka_records import read_any_header_name
+from outbox.brokers._kafka_records import read_whatever_lies_there
+from outbox.brokers._kafka_refusals import Refusals
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -50,14 +52,16 @@ class ClientFactory:
 
     def __init__(self, options: KafkaOptions) -> None:
         self.options = options
-        read_any_header_name()
+        self._refusals = Refusals()
+        read_whatever_lies_there()
         for name in _TALKATIVE:
             logging.getLogger(name).addFilter(_without_credentials)
         everything = {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
         for key in options.common:
             if key not in everything:
                 raise ConfigurationError(f"options of the Kafka broker: 'common' has no option {key!r}")
-        self.client_options("producer", KafkaProducer)
+        if fault := _kafka_codecs.fault_of(self.client_options("producer", KafkaProducer).get("compression_type")):
+            raise ConfigurationError(f"options of the Kafka broker: 'producer': {fault}")
         self.client_options("consumer", KafkaConsumer)
 
     @property
@@ -87,8 +91,11 @@ class ClientFactory:
 
     def unavailable(self, what: str, error: BaseException | str) -> BrokerUnavailableError:
         """Return the error that says that Kafka is away, where, what failed and why."""
-        why = error if isinstance(error, str) else describe(error)
-        return BrokerUnavailableError(f"Kafka at {self.servers}: {what}: {why}")
+        return BrokerUnavailableError(f"Kafka at {self.servers}: {what}: {self.why(error)}")
+
+    def why(self, error: BaseException | str) -> str:
+        """Return an error in words, and why the brokers let nobody in, where they do not."""
+        return self._refusals.explain(error, error if isinstance(error, str) else describe(error))
 
     def _build(
         self, client: Any, section: str, client_id: str, defaults: Mapping[str, Any], fixed: Mapping[str, Any]
@@ -99,6 +106,7 @@ class ClientFactory:
             made = KafkaNetClient(**config)
             # 3.0 takes allow_auto_create_topics and does not pass it on: without this, a misspelt topic is created.
             made.cluster.config["allow_auto_create_topics"] = False
+            self._refusals.watch(made, config)
             network.append(made)
             return made
 
@@ -121,7 +129,7 @@ class ClientFactory:
             raise ConfigurationError(f"options of the Kafka broker: {section}: {describe(error)}") from error
         except (KafkaError, OSError) as error:
             _close(network)
-            raise self.unavailable("cannot connect", error) from error
+            raise self.unavailable("cannot connect", self._refusals.reason or error) from error
 
 
 def describe(error: BaseException) -> str:

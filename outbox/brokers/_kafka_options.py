@@ -72,6 +72,10 @@ class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     revoke_timeout_seconds: PositiveSeconds = 5.0
     """How long a partition that moves to another member waits for the caller to commit what it received of it."""
 
+    def __repr__(self) -> str:
+        """Leave out the options of the clients, which may hold passwords."""
+        return f"{type(self).__name__}(bootstrap_servers={self.bootstrap_servers!r}, …)"
+
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> KafkaOptions:
         """Check ``options``.

@@ -218,7 +218,7 @@ class KafkaRecordProducer:
 
     def trouble(self, error: BaseException) -> str:
         """Return why a record is unanswered."""
-        return f"{self._where}: {describe(error)}"
+        return f"{self._where}: {self._clients.why(error)}"
 
     def close(self) -> None:
         with self._lock:

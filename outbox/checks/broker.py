@@ -50,7 +50,7 @@ def check_broker() -> list[CheckMessage]:
                 id="outbox.E022",
             )
         ]
-    return [*_record_size(options, backend), *_memory(backend)]
+    return [*_record_size(options, backend), *_codecs(backend), *_memory(backend)]
 
 
 def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[CheckMessage]:
@@ -69,6 +69,21 @@ def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[Che
             "BROKER['OPTIONS']['producer']['max_request_size'] together with the topics' max.message.bytes.",
             obj=SETTING,
             id="outbox.E023",
+        )
+
+
+def _codecs(backend: type[Broker]) -> Iterator[CheckMessage]:
+    if _path(backend) != BACKENDS["kafka"]:
+        return
+    from outbox.brokers import _kafka_codecs  # noqa: PLC0415 - the client may not be installed with other backends
+
+    if missing := _kafka_codecs.missing():
+        yield CheckWarning(
+            f"BROKER: no library for {', '.join(missing)} is installed: a consumer stops at the first record that "
+            "another client compresses so.",
+            hint=f"Run {_kafka_codecs.how_to_get(missing)}; silence this where nobody else writes to the topics.",
+            obj=SETTING,
+            id="outbox.W022",
         )
 
 

@@ -162,6 +162,11 @@ listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.secu
         return str(self.address)
 
     @property
+    def in_the_clear(self) -> str:
+        """The listener that has neither TLS nor passwords."""
+        return f"{LOOPBACK}:{self.port}"
+
+    @property
     def more_settings(self) -> str:
         return self._SECURE.format(
             host=LOOPBACK, **self.state.ports, keystore=self._certificate.both, plain=self.accounts["PLAIN"]
@@ -176,7 +181,7 @@ listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.secu
         """Let ``account`` in by this password from now on."""
         from kafka.admin import UserScramCredentialUpsertion
 
-        admin = kafka_admin(f"{LOOPBACK}:{self.port}")
+        admin = kafka_admin(self.in_the_clear)
         try:
             change = UserScramCredentialUpsertion(account.user, "SCRAM-SHA-512", account.password)
             assert admin.alter_user_scram_credentials([change]) == {account.user: None}

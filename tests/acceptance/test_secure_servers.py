@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from scripts.services.ports import LOOPBACK
 from tests.acceptance.conftest import end_all
 from tests.acceptance.databases import Database
 from tests.acceptance.plans import Plan
@@ -30,6 +31,8 @@ Install = Callable[..., SecureInstallation]
 
 EVERYTHING = {"LOG_LEVEL": "DEBUG", "KAFKA_LOG_LEVEL": "DEBUG"}
 """Passwords are kept also by those who log all they can."""
+
+AWAY = "the broker is away; waiting [0-9.]+ s, no event loses an attempt"
 
 SESSIONS = (
     "SELECT processlist_user, variable_value FROM performance_schema.status_by_thread"
@@ -143,17 +146,33 @@ def test_broker_that_refuses_is_waited_for_and_named(
     install: Install, kafka: SecureKafka, stranger: Authority, tmp_path: Path
 ) -> None:
     plain, scram = (new_account(account.user) for account in kafka.accounts.values())
+    by_name = kafka.servers.replace(LOOPBACK, "localhost")
     cases = {
-        "a wrong password": kafka.options_of("PLAIN", plain),
-        "a wrong password, by SCRAM": kafka.options_of("SCRAM-SHA-512", scram),
-        "an untrusted certificate": kafka.options_of("PLAIN", ssl_cafile=str(stranger.path)),
-        "no TLS": kafka.options_of("PLAIN", security_protocol="SASL_PLAINTEXT"),
+        "Invalid username or password": (kafka.servers, kafka.options_of("PLAIN", plain)),
+        "invalid credentials": (kafka.servers, kafka.options_of("SCRAM-SHA-512", scram)),
+        "does not take sasl_mechanism SCRAM-SHA-256": (
+            kafka.servers,
+            kafka.options_of("PLAIN", sasl_mechanism="SCRAM-SHA-256"),
+        ),
+        "certificate is not trusted .see ssl_cafile.": (
+            kafka.servers,
+            kafka.options_of("PLAIN", ssl_cafile=str(stranger.path)),
+        ),
+        "certificate is for another name: .*'localhost'": (by_name, kafka.options_of("PLAIN")),
+        "the port wants TLS, and security_protocol is SASL_PLAINTEXT": (
+            kafka.servers,
+            kafka.options_of("PLAIN", security_protocol="SASL_PLAINTEXT"),
+        ),
+        "the port does not speak TLS, and security_protocol is SASL_SSL": (
+            kafka.in_the_clear,
+            kafka.options_of("PLAIN"),
+        ),
     }
     first = install()
     first.publish(("step", {"key": "k", "n": 1}))
     workers: list[tuple[SecureInstallation, Worker]] = []
-    for number, options in enumerate(cases.values()):
-        one = install(database=first.database, kafka=kafka.servers, broker_options=options, secrets=(plain, scram))
+    for number, (servers, options) in enumerate(cases.values()):
+        one = install(database=first.database, kafka=servers, broker_options=options, secrets=(plain, scram))
         workers.append((one, (one.consumer if number % 2 else one.relay)()))
     wrong = workers[0][0]
     wrong.change(**EVERYTHING)
@@ -162,16 +181,51 @@ def test_broker_that_refuses_is_waited_for_and_named(
     )
     # A broker that is away makes the lag unknown, nothing else; only what is about topics alone cannot go on.
     assert [done.returncode for done in (status, topics, checked, pages)] == [0, 1, 0, 0], pages.stderr
-    assert kafka.servers in json.loads(status.stdout)["services"][0]["lag_problem"]
-    assert kafka.servers in topics.stderr.splitlines()[-1]
-    assert kafka.servers in pages.stdout
-    for (one, worker), case in zip(workers, cases, strict=True):
-        away = f"the broker is away; waiting [0-9.]+ s, no event loses an attempt: Kafka at {kafka.servers}: "
-        one.wait(partial(_says, worker, away), f"{case}: the worker says so", alive=[worker])
+    for said in (
+        json.loads(status.stdout)["services"][0]["lag_problem"],
+        topics.stderr.splitlines()[-1],
+        pages.stdout,
+    ):
+        assert re.search(rf"Kafka at {kafka.servers}: .*Invalid username or password", said)
+    for (one, worker), (reason, (servers, _)) in zip(workers, cases.items(), strict=True):
+        one.wait(
+            partial(_says, worker, f"{AWAY}: Kafka at {servers}: cannot connect: .*{reason}"),
+            f"the worker says {reason!r}",
+            alive=[worker],
+        )
         worker.stop()
         one.check_secrets()
     (row,) = first.rows()
     assert (row.status, row.retry_count, row.last_error) == ("pending", 0, None)
+
+
+def test_running_workers_say_that_their_password_is_no_longer_taken(install: Install, kafka: SecureKafka) -> None:
+    account = new_account("rotated")
+    kafka.set_scram_password(account)
+    installation = install(
+        kafka=kafka.servers, broker_options=kafka.options_of("SCRAM-SHA-512", account), secrets=(account,)
+    )
+    workers = [installation.relay(), installation.consumer()]
+    installation.publish(("step", {"key": "k", "n": 1}))
+    installation.wait_until_done(alive=workers)
+    kafka.set_scram_password(new_account(account.user))
+    kafka.restart()
+    installation.publish(("step", {"key": "k", "n": 2}))
+    for worker in workers:
+        installation.wait(
+            partial(_says, worker, f"{AWAY}: Kafka at {kafka.servers}: .*refuses the user or the password"),
+            "the worker says that its password is not taken",
+            alive=workers,
+        )
+    status = installation.run("outbox_status", "probe", "--json")
+    assert "refuses the user or the password" in json.loads(status.stdout)["services"][0]["lag_problem"]
+    kafka.set_scram_password(account)
+    installation.wait_until_done(alive=workers)
+    installation.check()
+    for worker in workers:
+        assert _says(worker, "the broker is back")
+        worker.stop()
+    installation.check_secrets()
 
 
 def test_database_that_refuses_is_waited_for_and_named(

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import itertools
 import json
-import secrets
-import shutil
-import subprocess
-import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Final
 
 import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
-from kafka import KafkaAdminClient
 
 from outbox.brokers.base import IncomingRecord
-from outbox.brokers.kafka import KafkaBroker
 from outbox.brokers.memory import MemoryBroker
 from outbox.catalog import service_models
 from outbox.consumer import Consumer
 from outbox.contracts import contracts
 from outbox.envelope import decode_message
-from outbox.exceptions import BrokerUnavailableError
 from outbox.models import OutboxMessage, RejectedRecord, service_route
-from outbox.routes import ServiceRoute
 from outbox.workers import build_consumer
 from tests import fuzz, notifications, records
 from tests.conftest import SERVICES
 from tests.fuzz import fuzzing
-from tests.services import in_ci, kafka_servers, require
 
 on_two_databases = pytest.mark.parametrize("database_alias", ["default", "mariadb"], indirect=True)
 of_each_service = pytest.mark.parametrize("service", SERVICES)
@@ -229,62 +219,3 @@ def test_any_payload_columns_are_handled_or_dead_with_a_reason(topic: Topic, dat
         assert row.status in {"consumed", "dead"}, (row.status, row.last_error, row.payload[:500])
         assert (row.status == "dead") == bool(row.last_error)
         assert row.retry_count == 0 or row.last_error.startswith("Discard: ")
-
-
-# --- records that the client itself cannot read --------------------------------------------------------------------
-
-
-def held_up(reason: str) -> pytest.MarkDecorator:
-    """Mark a record behind which nothing is received any more."""
-    return pytest.mark.xfail(strict=True, raises=BrokerUnavailableError, reason=reason)
-
-
-@pytest.fixture
-def kafka_topic() -> Iterator[tuple[KafkaBroker, ServiceRoute]]:
-    """Give a topic of its own on the real Kafka, and the client that shares no code with ours."""
-    require("kafka")
-    if shutil.which("kcat") is None:
-        (pytest.fail if in_ci() else pytest.skip)("kcat is not installed (Debian: apt-get install kcat)")
-    servers = str(kafka_servers()).split(",")
-    name = f"fuzz-{secrets.token_hex(6)}"
-    broker = KafkaBroker(bootstrap_servers=servers)
-    route = ServiceRoute(service="agent", table="none", topic=name, group=name)
-    try:
-        broker.create_topics([route], partitions=1, replication=1)
-        yield broker, route
-    finally:
-        broker.close()
-        admin = KafkaAdminClient(bootstrap_servers=servers)
-        admin.delete_topics([name])
-        admin.close()
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        pytest.param([b"-H", b"name=\xff"], id="header value that is no UTF-8"),
-        pytest.param([b"-z", b"gzip"], id="gzip"),
-        pytest.param([b"-H", b"na\xffme=1"], id="header name that is no UTF-8"),
-        pytest.param(
-            [b"-z", b"snappy"], id="snappy", marks=held_up("UnsupportedCodecError at every poll: no library for it")
-        ),
-    ],
-)
-def test_record_that_other_clients_can_write_does_not_hold_up_its_partition(
-    kafka_topic: tuple[KafkaBroker, ServiceRoute], how: list[bytes]
-) -> None:
-    broker, route = kafka_topic
-    kcat = [b"kcat", b"-P", b"-b", str(kafka_servers()).encode(), b"-t", route.topic.encode()]
-    values = [b"odd " * 100, b"plain"]
-    subprocess.run([*kcat, *how], input=values[0], check=True, timeout=30)
-    subprocess.run(kcat, input=values[1], check=True, timeout=30)
-    subscription = broker.subscribe(route, client_id="fuzz")
-    received: list[bytes | None] = []
-    try:
-        deadline = time.monotonic() + 20
-        while len(received) < len(values):
-            assert time.monotonic() < deadline
-            received += [record.value for record in subscription.receive(max_records=10, timeout=timedelta(seconds=1))]
-    finally:
-        subscription.close()
-    assert received == values
