@@ -92,6 +92,10 @@ class BrokerOptions(_Options, frozen=True):
     backend: str = "table"
     options: dict[str, Any] = {}
 
+    def __repr__(self) -> str:
+        """Leave out the options, which may hold passwords: objects show in logs and on pages of errors."""
+        return f"{type(self).__name__}(backend={self.backend!r}, …)"
+
 
 class OutboxSettings(_Options, frozen=True):
     """All of ``settings.OUTBOX``."""

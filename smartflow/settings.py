@@ -6,6 +6,8 @@ With nothing set it runs on SQLite and the table broker, for one machine. ``DATA
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,38 @@ from django.core.exceptions import ImproperlyConfigured
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
-env = environ.Env()
+
+class _Env(environ.Env):  # type: ignore[misc]
+    """Takes values as they are: one that begins with ``$``, as a password may, does not name another variable."""
+
+    def get_value(
+        self, var: str, cast: Any = None, default: Any = environ.Env.NOTSET, parse_default: bool = False
+    ) -> Any:
+        value = self.ENVIRON.get(var, "")
+        if value.startswith("$"):
+            return self.parse_value(value, cast)
+        return super().get_value(var, cast=cast, default=default, parse_default=parse_default)
+
+
+def _without_the_line(record: logging.LogRecord) -> bool:
+    """Leave out what stands in a line of ``.env`` that cannot be read: it may be a password."""
+    if record.levelno >= logging.WARNING:
+        record.msg, record.args = ".env: a line is not of the form NAME=value, without blanks around '='; not read", ()
+    return True
+
+
+logging.getLogger("environ.environ").addFilter(_without_the_line)
+
+env = _Env()
 if env.bool("READ_DOT_ENV", default=True):
     environ.Env.read_env(BASE_DIR / ".env")
 
 # --- security ----------------------------------------------------------------------------------------------------
 
+_DEVELOPMENT_KEY = "insecure-and-for-development-only"
 DEBUG = env.bool("DEBUG", default=False)
-SECRET_KEY = env.str("SECRET_KEY", default="insecure-and-for-development-only" if DEBUG else "")
-if not SECRET_KEY:
+SECRET_KEY = env.str("SECRET_KEY", default=_DEVELOPMENT_KEY if DEBUG else "")
+if not SECRET_KEY or (SECRET_KEY == _DEVELOPMENT_KEY and not DEBUG):
     raise ImproperlyConfigured(
         "SECRET_KEY is not set. Give it a long random value (see .env.example), or set DEBUG=true on your own machine."
     )
@@ -35,10 +60,26 @@ CSRF_COOKIE_SECURE = _HTTPS
 SECURE_HSTS_SECONDS = env.int("SECURE_HSTS_SECONDS", default=3600 if _HTTPS else 0)
 SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("SECURE_HSTS_INCLUDE_SUBDOMAINS", default=False)
 SECURE_HSTS_PRELOAD = env.bool("SECURE_HSTS_PRELOAD", default=False)
+# Each of these is a statement about a whole domain. Until somebody has decided, `check --deploy` asks; an explicit
+# `false` is an answer too.
+SILENCED_SYSTEM_CHECKS = [
+    check
+    for check, variable, value in (
+        ("security.W005", "SECURE_HSTS_INCLUDE_SUBDOMAINS", SECURE_HSTS_INCLUDE_SUBDOMAINS),
+        ("security.W021", "SECURE_HSTS_PRELOAD", SECURE_HSTS_PRELOAD),
+    )
+    if variable in env.ENVIRON and not value
+]
 if env.bool("BEHIND_PROXY", default=False):
     SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_REFERRER_POLICY = "same-origin"
 X_FRAME_OPTIONS = "DENY"
+LOGIN_REDIRECT_URL = "admin:index"
+# A working day, and no longer than the browser is open: who is signed in may change what users get.
+SESSION_COOKIE_AGE = 12 * 3600
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
+# The pages of errors that DEBUG shows leave out the environment, where DATABASE_URL and OUTBOX may hold passwords.
+DEFAULT_EXCEPTION_REPORTER_FILTER = "outbox.admin.error_reports.WithoutEnvironment"
 
 # --- the project -------------------------------------------------------------------------------------------------
 
@@ -107,8 +148,22 @@ STATIC_ROOT = env.str("STATIC_ROOT", default=str(BASE_DIR / "staticfiles"))
 
 
 def database(url: str) -> dict[str, Any]:
-    """Return a Django database for ``url``, with what the outbox needs of its kind."""
-    config: dict[str, Any] = env.db_url_config(url)
+    """Return a Django database for ``url``, with what the outbox needs of its kind.
+
+    :raises ImproperlyConfigured: it cannot be read; no part of it is repeated, as each may be one of the password.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the parser's warnings repeat the address
+        try:
+            config: dict[str, Any] = env.db_url_config(url)
+        except (ValueError, Warning):
+            config = {}
+    is_file = config.get("ENGINE", "").endswith("sqlite3")
+    if "." not in config.get("ENGINE", "") or ("@" in config["NAME"] and not is_file):
+        raise ImproperlyConfigured(
+            "DATABASE_URL cannot be read. It has the form mysql://user:password@host:port/name, postgres://… or "
+            "sqlite:///path; characters such as @ : / ? # % of a password are quoted (@ is %40)."
+        ) from None
     options = config.setdefault("OPTIONS", {})
     if config["ENGINE"].endswith("mysql"):
         # READ COMMITTED is Django's default and what the outbox is built for: see docs/performance.md.
@@ -156,13 +211,22 @@ def _kafka() -> dict[str, Any]:
     return {"bootstrap_servers": KAFKA_BOOTSTRAP_SERVERS, "common": security}
 
 
-_overrides: dict[str, Any] = env.json("OUTBOX", default={})
+def _given() -> dict[str, Any]:
+    try:
+        given = env.json("OUTBOX", default={})
+    except ValueError as error:
+        raise ImproperlyConfigured(f"OUTBOX is no JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise ImproperlyConfigured('OUTBOX must be a JSON object, such as {"RELAY": {"BATCH_SIZE": 500}}.')
+    return given
+
+
 OUTBOX: dict[str, Any] = {
     "NAMESPACE": "smartflow",
     # Kafka is configured and switched off: events wait. Nothing is configured: the table itself is the queue.
     "ENABLED": KAFKA_ENABLED or "KAFKA_ENABLED" not in env.ENVIRON,
     "BROKER": {"BACKEND": "kafka", "OPTIONS": _kafka()} if KAFKA_BOOTSTRAP_SERVERS else {"BACKEND": "table"},
-} | _overrides
+} | _given()
 
 # --- logging -----------------------------------------------------------------------------------------------------
 

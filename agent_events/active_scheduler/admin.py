@@ -24,6 +24,7 @@ class ActiveScheduleTriggerAdmin(RecordAdmin):
     list_columns = ("trigger_id", "user_id", "trigger_type", "source", "status", "last_error", "updated_at")
     filter_columns = ("status", "trigger_id", "user_id")
     payload_columns = ("payload_json",)
+    error_columns = ("last_error",)
 
 
 @admin.register(ActiveSchedulePreview)

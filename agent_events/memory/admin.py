@@ -20,3 +20,4 @@ class MemoryJobAdmin(RecordAdmin):
     list_columns = ("job_type", "status", "conversation_id", "user_id", "retry_count", "created_at")
     filter_columns = ("status", "conversation_id", "idempotency_key")
     payload_columns = ("source_text",)
+    error_columns = ("last_error",)

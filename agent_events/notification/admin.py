@@ -39,6 +39,7 @@ class NotificationRecordAdmin(RecordAdmin):
     list_columns = ("user_id", "trigger_type", "status", "attempt_count", "next_retry_at", "last_error_code", "sent_at")
     filter_columns = ("status", "user_id")
     payload_columns = ("summary_text", "fallback_text", "request_json", "response_text")
+    error_columns = ("last_error",)
 
     def get_urls(self) -> list[URLPattern]:
         again = self.admin_site.admin_view(require_POST(self.again_view))
@@ -83,6 +84,10 @@ class UserNotificationChannelAdmin(ChannelBase):
     search_fields = ("=user_id",)
     ordering = ("-id",)
     show_full_result_count = False
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:  # noqa: ARG002
+        """Filter by what the list offers: any other lookup answers questions about columns that are never shown."""
+        return lookup in {"enabled__exact", "enabled__isnull"}
 
     def get_readonly_fields(
         self,

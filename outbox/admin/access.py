@@ -4,7 +4,7 @@
 - the routes page: the services whose messages the user may view;
 - rejected records: ``outbox.view_rejectedrecord``;
 - payloads, headers and bytes: ``outbox.view_outbox_payload`` besides; without it a page says how large they are.
-  Reasons and tracebacks are shown to everybody who may see the row;
+  So with the text of errors and tracebacks, which may quote a payload: without it there is the error's class;
 - replay, give up, take a rejected record off the list, pause and resume: ``outbox.replay_outbox`` besides;
 - edit: both of these.
 
@@ -32,7 +32,7 @@ def may_operate(request: HttpRequest) -> bool:
 
 
 def may_see_payload(request: HttpRequest) -> bool:
-    """Say whether the user may see what events and records carry."""
+    """Say whether the user may see what events and records carry, and what errors said of it."""
     return request.user.has_perm(PAYLOAD)
 
 

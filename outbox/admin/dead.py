@@ -83,7 +83,7 @@ class DeadEventAdmin(StandalonePage):
                 head = Substr("payload", 1, PREVIEW_CHARACTERS)
                 heads = dict(rows_of(model, using).filter(pk__in=wanted).values_list("pk", head))
             for row_id, row in load(model, using, wanted).items():
-                line = message_line(self.admin_site, service, row, foreign_types, now)
+                line = message_line(self.admin_site, service, row, foreign_types, now, with_reason=with_payload)
                 lines[service, row_id] = DeadLine(line, _preview(heads.get(row_id)))
         return [lines[key] for key in order if key in lines]
 

@@ -52,6 +52,8 @@ class Detail:
     steps: list[Step]
     reason: str
     traceback: Shown
+    hides_reason: bool
+    """There is an error, and its text is for those who may see payloads: it may quote one."""
     size: str
     payload: Shown | None
     """None without the permission to see it."""
@@ -68,6 +70,8 @@ def load_detail(
     rows = rows_of(model, route.database).defer("payload").annotate(payload_size=OctetLength("payload"))
     if with_payload:
         rows = rows.annotate(payload_head=Substr("payload", 1, SHOWN_CHARACTERS))
+    else:
+        rows = rows.defer("traceback")
     return rows.filter(pk=row_id).first()
 
 
@@ -76,22 +80,25 @@ def load_payload(model: type[OutboxMessage], route: ServiceRoute, row_id: int) -
     return rows_of(model, route.database).filter(pk=row_id).values_list("payload", flat=True).first()
 
 
-def detail_of(site: AdminSite, route: ServiceRoute, row: OutboxMessage, now: datetime) -> Detail:
-    """Return what the page of ``row``, loaded by ``load_detail``, shows."""
+def detail_of(site: AdminSite, route: ServiceRoute, row: OutboxMessage, now: datetime, *, with_payload: bool) -> Detail:
+    """Return what the page of ``row``, loaded by ``load_detail`` likewise, shows."""
     foreign_types = route_registry().foreign_types(route.service)
     blocker = _blocker(route, row, foreign_types)
     size: int = row.payload_size  # type: ignore[attr-defined]
     head: str | None = getattr(row, "payload_head", None)
-    traceback = row.traceback or ""
+    traceback = (row.traceback or "") if with_payload else ""
     return Detail(
-        line=message_line(site, route.service, row, set(foreign_types), now),
+        line=message_line(site, route.service, row, set(foreign_types), now, with_reason=with_payload),
         facts=_facts(row),
         steps=_steps(row, now),
-        reason=visible(row.last_error),
+        reason=visible(row.last_error) if with_payload else "",
         traceback=Shown(visible(traceback[-_TRACEBACK_CHARACTERS:])),
+        hides_reason=bool(row.last_error) and not with_payload,
         size=size_text(size),
         payload=None if head is None else shown_json(head, is_whole=len(head) < SHOWN_CHARACTERS),
-        blocker=message_line(site, route.service, blocker, set(foreign_types), now) if blocker else None,
+        blocker=message_line(site, route.service, blocker, set(foreign_types), now, with_reason=False)
+        if blocker
+        else None,
         waiting=_waiting(route, row),
     )
 

@@ -11,7 +11,7 @@ from django.http import HttpRequest
 from outbox.admin import operations
 from outbox.admin.details import OctetLength
 from outbox.admin.pages import rows_of
-from outbox.admin.rendering import size_text
+from outbox.admin.rendering import size_text, visible
 from outbox.bus import encode_stored
 from outbox.contracts import EventContract, contracts
 from outbox.envelope import decode_envelope
@@ -60,20 +60,25 @@ class EditForm:
         return cls(route.service, row, contracts.get(row.event_type))
 
     @property
+    def shown_key(self) -> str:
+        return visible(self.key)
+
+    @property
     def token(self) -> str:
         """Return what says which state of the row the form shows."""
         return self.unchanged_since.isoformat()
 
     def read(self, request: HttpRequest) -> bool:
         """Take what the operator wrote; say whether it can be saved, else why not in ``problem``."""
-        self.text = request.POST.get("payload", "")
+        written = request.POST.get("payload", "")
+        self.text = _shown(written)
         if request.POST.get("token") != self.token:
             self.problem = "Somebody else changed this event since you opened it. Open it again to see its payload now."
             return False
         try:
-            self._stored = self._encoded(self.text)
+            self._stored = self._encoded(written)
         except OutboxError as error:
-            self.problem = str(error)
+            self.problem = visible(str(error))
             return False
         return True
 
@@ -95,14 +100,14 @@ class EditForm:
         """Show the payload inside the envelope; where it cannot be read, the column as it is."""
         try:
             envelope = decode_envelope(stored, outbox_id=self.row_id, event_type=self.event_type)
-            self.text = msgspec.json.format(bytes(envelope.payload), indent=2).decode()
+            self.text = _shown(msgspec.json.format(bytes(envelope.payload), indent=2).decode())
         except (EnvelopeError, msgspec.MsgspecError, UnicodeError):
-            self.text = stored
+            self.text = _shown(stored)
             self.problem = (
                 "The stored payload is not an envelope: below is the column as it is. Replace it by the payload alone."
             )
             return
-        self.event_id, self.stored_version = envelope.event_id, envelope.event_version
+        self.event_id, self.stored_version = envelope.event_id, visible(envelope.event_version)
 
     def _encoded(self, text: str) -> bytes:
         """Return the payload column for what was written.
@@ -128,3 +133,8 @@ class EditForm:
                 self.event_type, field="payload", reason=f"it has {size_text(len(compact))}; edit less than 1 MiB"
             )
         return encode_stored(self.contract, compact, event_id=self.event_id, aggregate_id=aggregate_id)
+
+
+def _shown(text: str) -> str:
+    """Return what the field shows: what cannot be seen becomes an escape, which inside of JSON means the same."""
+    return visible(text.replace("\r\n", "\n"))

@@ -85,7 +85,8 @@ class LagProbe:
             lags, problem = {}, str(error)
         except Exception as error:
             logger.exception("the lag of the consumer groups could not be read")
-            lags, problem = {}, f"{type(error).__name__}: {error}"
+            # An error that nobody foresaw may say anything, and pages are seen by more people than logs.
+            lags, problem = {}, f"It could not be read: {type(error).__name__}. The log says more."
         self._answer = _Answer(lags, problem, self._clock())
 
 

@@ -90,17 +90,27 @@ def load(model: type[OutboxMessage], using: str, ids: Iterable[int]) -> dict[int
 
 
 def message_lines(
-    site: AdminSite, service: str, rows: Mapping[int, OutboxMessage], ids: Sequence[int], now: datetime
+    site: AdminSite,
+    service: str,
+    rows: Mapping[int, OutboxMessage],
+    ids: Sequence[int],
+    now: datetime,
+    *,
+    with_reason: bool,
 ) -> list[MessageLine]:
     """Return the lines of ``ids`` in that order; a row that was pruned meanwhile has none."""
     foreign_types = set(route_registry().foreign_types(service))
-    return [message_line(site, service, rows[row_id], foreign_types, now) for row_id in ids if row_id in rows]
+    return [
+        message_line(site, service, rows[row_id], foreign_types, now, with_reason=with_reason)
+        for row_id in ids
+        if row_id in rows
+    ]
 
 
 def message_line(
-    site: AdminSite, service: str, row: OutboxMessage, foreign_types: set[str], now: datetime
+    site: AdminSite, service: str, row: OutboxMessage, foreign_types: set[str], now: datetime, *, with_reason: bool
 ) -> MessageLine:
-    """Return the line of ``row``."""
+    """Return the line of ``row``; ``with_reason`` for those who may see what its error quotes of the payload."""
     step, at = _step(row)
     return MessageLine(
         service=service,
@@ -115,7 +125,7 @@ def message_line(
         created=moment(row.created_at, now),
         attempts=f"{row.retry_count} of {row.max_retry}",
         error_class=visible(row.error_class),
-        reason=first_line(row.last_error),
+        reason=first_line(row.last_error) if with_reason else "",
         parks_key=row.parks_key,
         given_up=_given_up(row, now),
         row=row,

@@ -26,6 +26,7 @@ from outbox.admin.editing import EditForm, editable
 from outbox.admin.filters import MessageFilter, known_event_types
 from outbox.admin.lines import load, message_lines
 from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
+from outbox.admin.rendering import visible
 from outbox.admin.row_ids import read_row_id
 from outbox.catalog import route_registry
 from outbox.lifecycle import Status
@@ -79,7 +80,9 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         pager = Pager(request, asked.scans(self.route), size=PAGE_SIZE)
         ids = [row_id for _, row_id in pager.rows]
         rows = load(self.outbox_model, self.route.database, ids)
-        lines = message_lines(self.admin_site, self.service, rows, ids, timezone.now())
+        lines = message_lines(
+            self.admin_site, self.service, rows, ids, timezone.now(), with_reason=may_see_payload(request)
+        )
         return self.page(
             request,
             "messages.html",
@@ -110,11 +113,11 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
     ) -> HttpResponse:
         """Show everything about one row."""
         demand(self.has_view_permission(request))
-        key = unquote(object_id)
-        row = load_detail(self.outbox_model, self.route, read_row_id(key), with_payload=may_see_payload(request))
+        key, shows = unquote(object_id), may_see_payload(request)
+        row = load_detail(self.outbox_model, self.route, read_row_id(key), with_payload=shows)
         if row is None:
             return self._missing(request, key)
-        detail = detail_of(self.admin_site, self.route, row, timezone.now())
+        detail = detail_of(self.admin_site, self.route, row, timezone.now(), with_payload=shows)
         return self.page(
             request,
             "message.html",
@@ -194,7 +197,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
         return self.page(
             request,
             "edit.html",
-            title=f"Edit {form.event_type} #{row_id}",
+            title=f"Edit {visible(form.event_type)} #{row_id}",
             service=self.service,
             form=form,
             row_url=self.url("change", row_id),
@@ -207,5 +210,6 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
             self.message_user(request, "Nothing was changed: somebody else dealt with it meanwhile.", messages.WARNING)
 
     def _missing(self, request: HttpRequest, key: str) -> HttpResponse:
-        self.message_user(request, f"There is no message {key[:32]} of {self.service} (any more).", messages.WARNING)
+        text = f"There is no message {visible(key[:32])} of {self.service} (any more)."
+        self.message_user(request, text, messages.WARNING)
         return HttpResponseRedirect(self.url("changelist"))

@@ -20,6 +20,7 @@ from django.http import HttpRequest
 
 from outbox import signals
 from outbox.admin.pages import rows_of
+from outbox.admin.rendering import visible
 from outbox.catalog import repository_of, service_models
 from outbox.exceptions import OutboxError
 from outbox.fields import UtcNow
@@ -31,6 +32,8 @@ from outbox.sql import Trouble, storable, trouble_of
 
 RELAY_PART: Final = "relay"
 CONSUMER_PART: Final = "consumer"
+REASON_MAX_LENGTH: Final = 500
+"""What the columns hold; the journal has a row for each event that was acted on, and is to be no longer."""
 PARTS: Final = {RELAY_PART: "relay_paused", CONSUMER_PART: "consumer_paused"}
 
 
@@ -55,7 +58,7 @@ def give_up(request: HttpRequest, service: str, ids: Sequence[int], *, reason: s
     with _changing(repository.route):
         rows = [row for row in _lock_dead(repository.route, ids) if row.resolved_at is None]
         changed = repository.give_up([row.pk for row in rows], by=request.user.get_username(), reason=reason)
-        _log(request, [(row, str(row.pk)) for row in rows], f"Given up: {reason}")
+        _log(request, [(row, str(row.pk)) for row in rows], f"Given up: {reason[:REASON_MAX_LENGTH]}")
     return changed
 
 
@@ -104,13 +107,14 @@ def set_switch(request: HttpRequest, route: ServiceRoute, *, part: str, paused: 
         switches.get_or_create(pk=route.service)
         values: dict[str, Any] = {
             column: paused,
-            "reason": storable(reason, 500),
+            "reason": storable(reason, REASON_MAX_LENGTH),
             "changed_by": request.user.get_username()[:150],
             "changed_at": UtcNow(),
         }
         changed = switches.filter(pk=route.service, **{column: not paused}).update(**values)
         if changed:
-            done = f"{part.capitalize()} {'paused' if paused else 'resumed'}{f': {reason}' if reason else '.'}"
+            why = f": {reason[:REASON_MAX_LENGTH]}" if reason else "."
+            done = f"{part.capitalize()} {'paused' if paused else 'resumed'}{why}"
             _log(request, [(ServiceSwitch(pk=route.service), route.service)], done)
     return bool(changed)
 
@@ -147,9 +151,10 @@ def _log(request: HttpRequest, changed: Iterable[tuple[Model, str]], message: st
                 user_id=user_id,
                 content_type=ContentType.objects.get_for_model(row, for_concrete_model=False),
                 object_id=key,
-                object_repr=str(row)[:200],
+                # Django's own pages show these as they are: what turns a line around must be visible in them too.
+                object_repr=visible(str(row))[:200],
                 action_flag=CHANGE,
-                change_message=storable(message),
+                change_message=visible(storable(message)),
             )
             for row, key in changed
         ]

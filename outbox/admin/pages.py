@@ -7,7 +7,7 @@ A page of its own appears on the admin's index as a model that lives in an app r
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from urllib.parse import urlencode
 
 from django.apps.registry import Apps
@@ -19,8 +19,9 @@ from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, reverse
 
-from outbox.admin.access import may_edit, may_operate, may_see_payload, visible_services
+from outbox.admin.access import demand, may_edit, may_operate, may_see_payload, may_view, visible_services
 from outbox.admin.paging import Cut, Page, Stream, from_token, read_page, to_token
+from outbox.admin.rendering import visible
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Model]
@@ -29,6 +30,12 @@ else:
 
 
 M = TypeVar("M", bound=Model)
+
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+"""These pages show what strangers wrote: should it ever get out of its escapes, browsers still run none of it."""
 
 
 class Route(models.Model):
@@ -78,6 +85,18 @@ class ReadOnlyAdmin(ModelAdmin):
     def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002
         return False
 
+    def has_view_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:  # noqa: ARG002
+        """Ask for the *view* permission itself, as all pages of the outbox do: nobody can change a row here."""
+        return may_view(request, self.model)
+
+    def get_object(self, request: HttpRequest, object_id: str, from_field: str | None = None) -> Model | None:
+        """Return a row for Django's own pages, the history, which show its text as it is."""
+        demand(self.has_view_permission(request))
+        row: Model | None = super().get_object(request, object_id, from_field)
+        if row is not None:
+            vars(row).update({name: visible(value) for name, value in vars(row).items() if isinstance(value, str)})
+        return row
+
     def page(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
         """Return a page within the frame of the admin."""
         request.current_app = self.admin_site.name
@@ -93,6 +112,7 @@ class ReadOnlyAdmin(ModelAdmin):
                 "may_see_payload": may_see_payload(request),
                 **context,
             },
+            headers={"Content-Security-Policy": _POLICY},
         )
 
     def url(self, name: str, *args: Any) -> str:

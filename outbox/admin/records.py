@@ -61,6 +61,8 @@ class RecordAdmin(ReadOnlyAdmin):
     """Columns that the list can be narrowed by, to one value exactly; each needs an index that begins with it."""
     payload_columns: ClassVar[Sequence[str]] = ()
     """Columns that only holders of ``outbox.view_outbox_payload`` see; a list loads none of them."""
+    error_columns: ClassVar[Sequence[str]] = ()
+    """Short columns that may quote what an event carried: only these people see them, in a list too."""
 
     @property
     def using(self) -> str:
@@ -81,19 +83,20 @@ class RecordAdmin(ReadOnlyAdmin):
         pager = Pager(request, {"rows": scan}, size=PAGE_SIZE)
         ids = [row_id for _, row_id in pager.rows]
         rows = self.get_queryset(request).in_bulk(ids)
+        shown = [name for name in self.list_columns if name not in self._hidden(request)]
         now = timezone.now()
         return self.page(
             request,
             "records.html",
             title=self._plural,
-            columns=[self._label(name) for name in ("id", *self.list_columns)],
+            columns=[self._label(name) for name in ("id", *shown)],
             filters=[(name, self._label(name), value) for name, value in asked.items()],
             is_filtered=any(asked.values()),
             lines=[
                 (
                     self.url("change", row_id),
                     row_id,
-                    [_cell(getattr(rows[row_id], name), now) for name in self.list_columns],
+                    [_cell(getattr(rows[row_id], name), now) for name in shown],
                 )
                 for row_id in ids
                 if row_id in rows
@@ -126,7 +129,7 @@ class RecordAdmin(ReadOnlyAdmin):
             "record.html",
             title=visible(str(row)),
             plural=self._plural,
-            facts=self._facts(row),
+            facts=self._facts(request, row),
             large=[_large(row, name, self._label(name)) for name in self.payload_columns],
             **(extra_context or {}),
         )
@@ -153,12 +156,16 @@ class RecordAdmin(ReadOnlyAdmin):
             conditions.append(Condition(name, "= %s", (value,)))
         return tuple(conditions)
 
-    def _facts(self, row: Model) -> list[tuple[str, Cell]]:
-        now = timezone.now()
+    def _hidden(self, request: HttpRequest) -> frozenset[str]:
+        """Return the columns that the user sees nowhere among the others."""
+        return frozenset(self.payload_columns) | frozenset(() if may_see_payload(request) else self.error_columns)
+
+    def _facts(self, request: HttpRequest, row: Model) -> list[tuple[str, Cell]]:
+        now, hidden = timezone.now(), self._hidden(request)
         return [
             (self._label(field.name), _cell(getattr(row, field.attname), now))
             for field in self.opts.concrete_fields
-            if isinstance(field, Field) and field.name not in self.payload_columns
+            if isinstance(field, Field) and field.name not in hidden
         ]
 
 

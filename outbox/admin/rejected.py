@@ -87,10 +87,10 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
         return self.page(
             request,
             "rejected.html",
-            title=f"Rejected record {row}",
+            title=f"Rejected record {visible(str(row))}",
             line=self._line(using, row, timezone.now()),
             reason=visible(row.reason),
-            digest=row.digest,
+            digest=visible(row.digest),
             key_size=size_text(len(key)),
             value_size=size_text(len(value)),
             key=_shown(row.key) if shows else None,
@@ -116,7 +116,7 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
         return RecordLine(
             token=f"{using}:{row.pk}",
             url=self.url("change", operations.record_key(using, row.pk)),
-            service=row.service,
+            service=visible(row.service),
             place=f"{visible(row.topic)} [{row.partition}] @ {row.offset}",
             reason=first_line(row.reason),
             received=moment(row.received_at, now),

@@ -76,7 +76,7 @@ def test_index_leads_to_what_the_user_may_view(sign_in: SignIn) -> None:
 
 def test_services_are_shown_to_those_who_may_view_their_messages(sign_in: SignIn) -> None:
     mine, other = add_dead("agent", last_error="mine died"), add_dead("task", last_error="other died")
-    client = sign_in(VIEW_AGENT, REPLAY)
+    client = sign_in(VIEW_AGENT, REPLAY, PAYLOAD)
     for page in (DEAD, f"{DEAD}?service=task"):
         content = client.get(page).content.decode()
         assert "mine died" in content

@@ -269,3 +269,20 @@ def test_pausing_needs_a_reason(root: Client) -> None:
 def test_unknown_part_is_not_found(root: Client) -> None:
     assert root.get(f"{ROUTES}agent/engine/switch/").status_code == 404
     assert root.get(f"{ROUTES}nobody/relay/switch/").status_code == 403
+
+
+def test_reason_of_any_length_is_kept_as_long_as_the_column_everywhere(root: Client) -> None:
+    rows = [add_dead(), add_dead()]
+    form = {
+        "action": "give-up",
+        "selected": [f"agent:{row.pk}" for row in rows],
+        "confirmed": "1",
+        "reason": "x" * 9_000,
+    }
+    root.post(DEAD, form)
+    root.post(f"{ROUTES}agent/relay/switch/", {"do": "pause", "reason": "x" * 9_000})
+    assert now_of(rows[0]).resolution == "x" * 500
+    assert [message for _, _, message in journal()] == [
+        *[f"Given up: {'x' * 500}"] * 2,
+        f"Relay paused: {'x' * 500}",
+    ]
