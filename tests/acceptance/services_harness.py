@@ -146,12 +146,10 @@ class ServicesInstallation(Installation):
         given = msgspec.json.encode({str(user): url for user, url in webhooks.items()}).decode()
         self._start("webhooks", ["-m", "tests.acceptance.services_publisher", "webhooks", given]).wait(timeout_s=60)
 
-    def _start(self, name: str, arguments: Sequence[str]) -> Worker:
+    def _start(self, name: str, arguments: Sequence[str], *, env: Mapping[str, str] | None = None) -> Worker:
         folder = self._place(name)
         folder.mkdir(exist_ok=True)
-        worker = Worker(name, arguments, env={**self.env, brokers.VARIABLE: str(folder)}, log=self._log(name))
-        self.workers.append(worker)
-        return worker
+        return super()._start(name, arguments, env={**(env or {}), brokers.VARIABLE: str(folder)})
 
     def _place(self, name: str) -> Path:
         """Return the folder of the points at which the workers of this name can be held."""
