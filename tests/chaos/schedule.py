@@ -82,6 +82,7 @@ KINDS: Final = {
     "kill-connections": Kind("sql", 0, 0, "KILL of every database connection"),
     "kill-queries": Kind("sql", 1, 4, "KILL QUERY of whatever runs, again and again"),
     "stranger-locks": Kind("sql", 2, 9, "a transaction of a stranger holds locks on unfinished rows"),
+    "deadlocks": Kind("sql", 2, 6, "a transaction of a stranger locks rows in the other order, again and again"),
     "lost-records": Kind("sql", 0, 0, "rows say `published` and no record is on the topic"),
     "garbage": Kind("topic", 0, 0, "garbage and foreign records on the topic"),
     "echo": Kind("topic", 0, 0, "records of known rows again, on any partition"),
@@ -97,6 +98,7 @@ KINDS: Final = {
     "discard": Kind(STANDING, 0, 0, "handlers that discard"),
     "asks-again": Kind(STANDING, 0, 0, "handlers that ask for a retry"),
     "slow": Kind(STANDING, 0, 0, "handlers that take their time"),
+    "hang": Kind(STANDING, 0, 0, "handlers that hang for longer than a lease and a session"),
     "parking": Kind(STANDING, 0, 0, "events whose death holds back their key"),
     "oversize": Kind(STANDING, 0, 0, "events too large for the topic"),
 }

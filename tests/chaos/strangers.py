@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 from MySQLdb import OperationalError
 
+from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
 from tests.chaos.cluster import Cluster, Garbage, MissedError, SqlRow
 from tests.chaos.faults import injects
@@ -70,6 +71,48 @@ def _lock(cursor: Any, dice: float) -> int:
             " ORDER BY id DESC LIMIT 40 FOR UPDATE"
         )
     )
+
+
+@injects("deadlocks")
+def _lock_in_the_other_order(cluster: Cluster, fault: TimedFault) -> str:
+    """Lock unfinished rows one by one from the newest down: workers go up. The one that has written less loses."""
+    end_s = cluster.elapsed_s + fault.length_s
+    with cluster.database() as database, closing(database.connect()) as connection:
+        before = _deadlocks(database)
+        connection.autocommit(False)
+        cursor = connection.cursor()
+        while cluster.elapsed_s < end_s and not cluster.over.is_set():
+            try:
+                _write_much(cursor)
+                for row_id in _newest_unfinished(database):
+                    cursor.execute(f"SELECT id FROM probe_outbox_messages WHERE id = {row_id} FOR UPDATE")
+                    cluster.rest(0.02)
+            except OperationalError as error:
+                if error.args[0] not in _LOST_LOCKS:
+                    raise
+            connection.rollback()
+            cluster.rest(0.1)
+        return f"{_deadlocks(database) - before} deadlocks"
+
+
+_LOST_LOCKS = (1205, 1213)
+
+
+def _write_much(cursor: Any) -> None:
+    """Have the transaction change so many rows that it is not the one to lose; they are rolled back."""
+    values = ", ".join(["('never', 'committed')"] * 500)
+    cursor.execute(f"INSERT INTO probe_business_rows (event_id, message_key) VALUES {values}")
+
+
+def _newest_unfinished(database: MariaDBDatabase) -> list[int]:
+    found = database.query(
+        "SELECT id FROM probe_outbox_messages WHERE status IN ('pending', 'published') ORDER BY id DESC LIMIT 40"
+    )
+    return [row[0] for row in found]
+
+
+def _deadlocks(database: MariaDBDatabase) -> int:
+    return int(database.query("SHOW GLOBAL STATUS LIKE 'Innodb_deadlocks'")[0][1])
 
 
 @injects("lost-records")

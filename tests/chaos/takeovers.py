@@ -25,7 +25,7 @@ _REASONS: Final = 4
 """Of excuses, those that are told."""
 
 _IN_THE_WAY: Final = frozenset({"kafka", "mariadb", "kafka-net", "mariadb-net"})
-_STRANGERS: Final = frozenset({"kill-connections", "kill-queries", "stranger-locks"})
+_STRANGERS: Final = frozenset({"deadlocks", "kill-connections", "kill-queries", "stranger-locks"})
 _SOUND_KEYS: Final = tuple(f"{name}." for name in ALWAYS)
 
 

@@ -30,6 +30,7 @@ _WRITERS: Final[dict[str, tuple[float, Kind, dict[str, Any], dict[str, Any]]]] =
     "discard": (0.04, "bulk", {"threads": 1, "keys": 3, "events": 3}, {"verdict": "discard", "every": 9}),
     "asks-again": (0.03, "bulk", {"threads": 1, "keys": 2}, {"verdict": "retry", "every": 4}),
     "slow": (0.03, "step", {"threads": 1, "keys": 2}, {"sleep_ms": 1500, "every": 8}),
+    "hang": (0.01, "step", {"threads": 1, "keys": 2}, {"sleep_ms": 8000, "every": 12}),
     "parking": (0.03, "parking", {"threads": 1, "keys": 3}, {"verdict": "discard", "every": 8}),
     "oversize": (0.005, "step", {"threads": 1, "keys": 2, "events": 1}, {"filler": _NOISE}),
 }
