@@ -111,9 +111,14 @@ chaos: venv ## Break everything at random and check the promises: make chaos CHA
 	@$(SERVICES) packages test
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+.PHONY: audit
+audit: python ## Ask the vulnerability service about every pinned package (not in CI: an advisory is no fault of a change)
+	@$(VENV) .venv-audit requirements-audit.txt
+	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements-dev.txt
+
 .PHONY: clean
 clean: ## Remove all that was made here: environments, caches, the servers with their data
 	@$(SERVICES) down --purge
-	rm -rf build .venv .venv-demo .services.env .coverage .coverage.* htmlcov coverage.xml test-results
+	rm -rf build .venv .venv-demo .venv-audit .services.env .coverage .coverage.* htmlcov coverage.xml test-results
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,12 +1,14 @@
 """Deleting what is done with: consumed rows and resolved rejected records, a batch a transaction, oldest first.
 
 Each batch commits by itself, so stopping at any moment loses nothing and the next run goes on. A batch that loses its
-locks to a consumer is done again.
+locks to a consumer is done again. Between batches it rests, so that those who write meanwhile have the disk and the
+processor for a part of the time (measured: docs/reliability.md).
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -30,6 +32,7 @@ T = TypeVar("T")
 
 _CONTENTION_LIMIT: Final = 10
 _CONTENTION_PAUSE: Final = timedelta(milliseconds=100)
+_LONGEST_REST: Final = timedelta(seconds=1)
 _EXACT: Final = 2**62
 """A count that is asked for by a person, once, may take its time."""
 
@@ -42,6 +45,8 @@ class PruningOrder:
     rejected_older_than: timedelta | None = None
     """Of rejected records, only those that a person resolved are ever deleted; None: not even those."""
     batch_size: int = 500
+    busy_share: float = 0.5
+    """Of the time, from above 0 to 1; the rest of it is left to others."""
     dry_run: bool = False
 
 
@@ -61,7 +66,7 @@ def prune(
     """Do ``order`` service by service until ``stop`` is set; ``tell`` hears (service, deleted so far) now and then."""
     for repository in repositories:
         service = repository.route.service
-        pruning = Pruning(repository, order.batch_size, stop, partial(tell, service))
+        pruning = Pruning(repository, order.batch_size, stop, partial(tell, service), busy_share=order.busy_share)
         if not stop.is_set:
             count = (pruning.count_consumed if order.dry_run else pruning.consumed)(
                 older_than=order.consumed_older_than
@@ -82,6 +87,9 @@ class Pruning:
     batch_size: int
     stop: StopFlag
     tell: Callable[[int], object]
+    busy_share: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    """Monotonic seconds."""
 
     def consumed(self, *, older_than: timedelta) -> int:
         """Delete rows consumed longer ago than ``older_than``; return how many."""
@@ -89,12 +97,15 @@ class Pruning:
         deleted = 0
         after_id: int | None = 0
         while after_id is not None and not self.stop.is_set:
+            began = self.clock()
             step = self._in_own_transaction(
                 partial(self.repository.prune, consumed_before=before, after_id=after_id, limit=self.batch_size)
             )
             after_id = step.last_id
             deleted += step.deleted
             self.tell(deleted)
+            if after_id is not None:
+                self._rest_after(self.clock() - began)
         return deleted
 
     def count_consumed(self, *, older_than: timedelta) -> int:
@@ -108,11 +119,13 @@ class Pruning:
         before = self._ago(older_than)
         deleted = 0
         while not self.stop.is_set:
+            began = self.clock()
             found = self._in_own_transaction(partial(self._delete_rejected, before))
             deleted += found
             self.tell(deleted)
             if found < self.batch_size:
                 break
+            self._rest_after(self.clock() - began)
         return deleted
 
     def count_rejected(self, *, older_than: timedelta) -> int:
@@ -126,6 +139,11 @@ class Pruning:
     def _resolved(self, before: datetime) -> QuerySet[RejectedRecord]:
         route = self.repository.route
         return RejectedRecord.objects.using(route.database).filter(service=route.service, resolved_at__lt=before)
+
+    def _rest_after(self, busy_s: float) -> None:
+        rest = timedelta(seconds=busy_s * (1 / self.busy_share - 1))
+        if rest > timedelta(0):
+            self.stop.wait(min(rest, _LONGEST_REST))
 
     def _ago(self, length: timedelta) -> datetime:
         return self.repository.now() - length

@@ -72,6 +72,17 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """Read a part of a whole, from 0.01 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0.01 <= number <= 1:
+        raise ArgumentTypeError(f"{text!r} is not a share from 0.01 to 1")
+    return number
+
+
 _UNITS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _DURATION: Final = re.compile("".join(rf"(?:(?P<{unit}>\d{{1,9}}){unit})?" for unit in _UNITS))
 

@@ -131,7 +131,9 @@ COMMANDS: Final = {
         "outbox_prune",
         [],
         services,
-        options(older_than=lengths, rejected_older_than=lengths, batch_size=numbers, dry_run=None),
+        options(
+            older_than=lengths, rejected_older_than=lengths, batch_size=numbers, busy_share=numbers, dry_run=None
+        ),
     ),
     "rehome_outbox": words("rehome_outbox", [], services, options(dry_run=None, batch_size=numbers)),
     "deliver_notifications": words(
@@ -178,6 +180,7 @@ MORE: Final = {"consume": ["agent", "--once"], "deliver_notifications": ["--once
         ("outbox_topics", "--replication"),
         ("outbox_status", "--watch"),
         ("outbox_prune", "--batch-size"),
+        ("outbox_prune", "--busy-share"),
         ("rehome_outbox", "--batch-size"),
         ("deliver_notifications", "--batch-size"),
     ],

@@ -22,7 +22,7 @@ from outbox.pruning import Pruning
 from outbox.repository import OutboxRepository
 from outbox.shutdown import StopFlag
 from tests import factories
-from tests.toys import Toys
+from tests.toys import ManualClock, RecordingStop, Toys
 from tests.waiting import wait_until
 
 WEEK = timedelta(days=7)
@@ -123,6 +123,21 @@ def test_each_batch_is_bounded_and_commits_by_itself(alias: str, stop: StopFlag)
     assert Pruning(factories.repository(), 10, stop, tell).consumed(older_than=WEEK) == 35
     assert seen[:4] == [10, 20, 30, 35]
     assert left[:4] == [25, 15, 5, 0]
+
+
+@pytest.mark.parametrize(("busy_share", "rest_s"), [(1.0, None), (0.5, 0.2), (0.25, 0.6), (0.01, 1.0)])
+def test_it_rests_between_batches_in_proportion(
+    alias: str, stop: RecordingStop, busy_share: float, rest_s: float | None
+) -> None:
+    """Each batch takes 0.2 s by this clock; behind the last one nobody waits."""
+    old(alias, 35)
+    clock = ManualClock()
+    pruning = Pruning(
+        factories.repository(), 10, stop, lambda _deleted: clock.advance(0.2), busy_share=busy_share, clock=clock
+    )
+
+    assert pruning.consumed(older_than=WEEK) == 35
+    assert [round(pause.total_seconds(), 3) for pause in stop.pauses] == ([] if rest_s is None else [rest_s] * 3)
 
 
 def test_stopping_finishes_the_batch_and_the_next_run_goes_on(alias: str) -> None:

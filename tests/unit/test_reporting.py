@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.management.reporting import duration, humanise, table
+from outbox.management.reporting import duration, humanise, share, table
 
 
 @pytest.mark.parametrize(
@@ -67,3 +67,14 @@ def test_table_is_aligned_and_has_no_trailing_blanks() -> None:
     assert table(("NAME", "N", "NOTE"), [("a", "1", ""), ("longer", "1,000", "x")], right=("N",)) == (
         "NAME        N  NOTE\na           1\nlonger  1,000  x"
     )
+
+
+@pytest.mark.parametrize("text", ["0", "-0.5", "1.01", "nan", "inf", "half", ""])
+def test_share_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="not a share from 0.01 to 1"):
+        share(text)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("1", 1.0), ("0.01", 0.01), ("0.5", 0.5)])
+def test_share_is_read(text: str, expected: float) -> None:
+    assert share(text) == expected

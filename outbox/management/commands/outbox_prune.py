@@ -8,7 +8,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from outbox.catalog import repository_of
-from outbox.management.reporting import duration, explain_errors, explain_outage, humanise, positive
+from outbox.management.reporting import duration, explain_errors, explain_outage, humanise, positive, share
 from outbox.pruning import PruningOrder, prune
 from outbox.shutdown import stop_on_signals
 from outbox.workers import routes_of
@@ -28,11 +28,17 @@ class Command(BaseCommand):
         parser.add_argument("--older-than", type=duration, metavar="AGE", default="7d", help=consumed_help)
         parser.add_argument("--rejected-older-than", type=duration, metavar="AGE", help=rejected_help)
         parser.add_argument("--batch-size", type=positive, default=500, help="rows of one transaction (default: 500)")
+        busy_help = "share of the time to work; the rest is left to others (default: 0.5; 1 never rests)"
+        parser.add_argument("--busy-share", type=share, metavar="SHARE", default=0.5, help=busy_help)
         parser.add_argument("--dry-run", action="store_true", help="count, and delete nothing")
 
     def handle(self, *, services: list[str], dry_run: bool, **options: Any) -> None:
         order = PruningOrder(
-            options["older_than"], options["rejected_older_than"], options["batch_size"], dry_run=dry_run
+            options["older_than"],
+            options["rejected_older_than"],
+            options["batch_size"],
+            options["busy_share"],
+            dry_run=dry_run,
         )
         verb = "would delete" if dry_run else "deleted"
         with explain_errors(), explain_outage(), stop_on_signals() as stop:
