@@ -8,7 +8,6 @@ event stands alone.
 from __future__ import annotations
 
 import logging
-import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from django.db.utils import DatabaseError, InterfaceError
 
 from outbox import signals
 from outbox.backoff import RetryPolicy, delay
+from outbox.blame import failure_of, raise_if_away, trouble_behind
 from outbox.brokers.base import IncomingRecord
 from outbox.conf import ConsumerOptions
 from outbox.contracts import ContractRegistry
@@ -40,8 +40,8 @@ from outbox.lifecycle import UNFINISHED
 from outbox.planning import Plan, Readable, group, make_plan, waits_until
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
-from outbox.rows import Failure, Locked
-from outbox.sql import RolledBackWatch, Trouble, trouble_of
+from outbox.rows import Locked
+from outbox.sql import RolledBackWatch, Trouble
 from outbox.tracing import traceparent
 
 logger = logging.getLogger(__name__)
@@ -143,7 +143,7 @@ class BatchHandling:
             else:
                 return
             # Outside of the except clauses: what other events raise from here on did not happen because of this.
-            contended = failed is not None and self._lost_its_locks(failed.cause)
+            contended = failed is not None and trouble_behind(failed.cause, self._route.database) is Trouble.CONTENTION
             if contended and attempt < _CONTENTION_LIMIT:
                 continue
             if failed is None or len(ordered) > 1:
@@ -196,7 +196,7 @@ class BatchHandling:
         except _TooMuchAtOnce:
             raise
         except Exception as error:
-            self._raise_if_away(error, began_on)
+            raise_if_away(error, self._route.database, began_on=began_on)
             raise _HandlingFailed(row, error) from error
         return outcome
 
@@ -279,7 +279,7 @@ class BatchHandling:
 
     def _bury(self, plan: Plan, outcome: _Outcome) -> None:
         for burial in plan.bury:
-            failure = _failure(burial.error, with_traceback=False)
+            failure = failure_of(burial.error, with_traceback=False)
             self._repository.bury(burial.row.id, failure=failure, parks_key=burial.parks_key)
             outcome.buried.append((burial.row, failure.reason))
 
@@ -326,7 +326,7 @@ class BatchHandling:
     def _note_failure(self, row: Locked, error: Exception) -> None:
         """Have one event come again, or make it dead; a failure of the database itself goes up."""
         attempt = row.retry_count + 1
-        failure = _failure(error)
+        failure = failure_of(error)
         if isinstance(error, Discard) or attempt >= row.max_retry:
             with transaction.atomic(using=self._route.database):
                 buried = self._repository.bury_failed(row, failure=failure, parks_key=self._parks_key(row.event_type))
@@ -367,38 +367,6 @@ class BatchHandling:
             until = self._repository.now() + timedelta(seconds=1 + self._rand())
             self.totals.waited += self._repository.wait([row.id], until=until)
 
-    def _raise_if_away(self, error: Exception, began_on: object) -> None:
-        """Raise an outage when the database went away, whatever the handler made of it.
-
-        ``began_on`` is the driver's connection that the transaction began on: where it broke, Django has opened another
-        one by now, so that asking the database says nothing about what happened. A handler that closes it leaves none,
-        and that is no outage.
-
-        :raises InterfaceError: the connection is another one, or none.
-        """
-        database = connections[self._route.database]
-        is_other = began_on is not None and database.connection is not began_on and not database.closed_in_transaction
-        if is_other or self._trouble_of(error) is Trouble.OUTAGE:
-            database.close()
-            raise InterfaceError(f"the database went away during a transaction: {_message_of(error)}") from error
-
-    def _lost_its_locks(self, error: Exception) -> bool:
-        return self._trouble_of(error) is Trouble.CONTENTION
-
-    def _trouble_of(self, error: BaseException) -> Trouble:
-        """Say whose fault ``error`` is, by the database error that it was raised from where there is one.
-
-        Not by one that was merely being handled: an event whose own fault shows on that way only would never die.
-        """
-        at: BaseException | None = error
-        seen: set[int] = set()
-        while at is not None and id(at) not in seen:
-            if isinstance(at, (DatabaseError, InterfaceError)):
-                return trouble_of(at, self._route.database)
-            seen.add(id(at))
-            at = at.__cause__
-        return Trouble.STATEMENT
-
     # --- telling -------------------------------------------------------------------------------------------------
 
     def _tell(self, outcome: _Outcome) -> None:
@@ -429,20 +397,3 @@ class BatchHandling:
 
 def _place(record: IncomingRecord) -> tuple[int, int]:
     return record.partition, record.offset
-
-
-def _message_of(error: Exception) -> str:
-    try:
-        return str(error)
-    except Exception as unspeakable:  # noqa: BLE001 - the error is somebody else's, and so is what its text does
-        return f"its message cannot be read: {type(unspeakable).__name__}"
-
-
-def _failure(error: Exception, *, with_traceback: bool = True) -> Failure:
-    """Describe ``error``: the class and message a person reads first, the traceback behind."""
-    name = type(error).__name__
-    return Failure(
-        reason=f"{name}: {_message_of(error)}",
-        error_class=name,
-        traceback="".join(traceback.format_exception(error)) if with_traceback else None,
-    )
