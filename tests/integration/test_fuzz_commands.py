@@ -131,9 +131,7 @@ COMMANDS: Final = {
         "outbox_prune",
         [],
         services,
-        options(
-            older_than=lengths, rejected_older_than=lengths, batch_size=numbers, busy_share=numbers, dry_run=None
-        ),
+        options(older_than=lengths, rejected_older_than=lengths, batch_size=numbers, busy_share=numbers, dry_run=None),
     ),
     "rehome_outbox": words("rehome_outbox", [], services, options(dry_run=None, batch_size=numbers)),
     "deliver_notifications": words(
