@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from types import FrameType
 
 
 class StopFlag:
-    """Asked to stop, or not yet. Safe to share between threads."""
+    """Asked to stop, or not yet. Safe to share between threads, and with a signal handler.
+
+    Not a ``threading.Event``: its lock is held for moments of a wait, and a handler that sets it on the thread that
+    waits would wait for that lock for ever. Putting into a ``SimpleQueue`` is reentrant, as its documentation promises.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._is_set = False
+        self._woken: SimpleQueue[None] = SimpleQueue()
 
     @property
     def is_set(self) -> bool:
-        return self._event.is_set()
+        return self._is_set
 
     def set(self) -> None:
-        self._event.set()
+        self._is_set = True
+        self._woken.put(None)
 
     def wait(self, pause: timedelta) -> bool:
         """Pause, but end early when asked to stop; say whether that was so."""
-        return self._event.wait(pause.total_seconds())
+        try:
+            self._woken.get(timeout=max(pause.total_seconds(), 0.0))
+        except Empty:
+            return self._is_set
+        self._woken.put(None)  # for the next one who waits
+        return True
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -80,6 +82,44 @@ def test_pause_ends_early_when_asked_to_stop() -> None:
 
     assert stop.wait(timedelta(seconds=30)) is True
     assert time.monotonic() - started < 15
+
+
+def test_everybody_who_waits_is_woken_and_stays_so() -> None:
+    stop = StopFlag()
+    woken: list[bool] = []
+    waiting = [threading.Thread(target=lambda: woken.append(stop.wait(timedelta(seconds=30)))) for _ in range(5)]
+    for thread in waiting:
+        thread.start()
+    stop.set()
+    for thread in waiting:
+        thread.join(15)
+
+    assert woken == [True] * 5
+    assert stop.wait(timedelta(seconds=30)) is True
+    assert stop.wait(timedelta(0)) is True
+
+
+WAITS_FOR_SIGNALS = """
+import os, signal, threading
+from datetime import timedelta
+from outbox.shutdown import stop_on_signals
+
+for round in range(300):
+    with stop_on_signals() as stop:
+        threading.Timer(0.0005, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        while not stop.wait(timedelta(0)):
+            pass
+print("ended")
+"""
+
+
+def test_signal_in_the_middle_of_a_wait_ends_it() -> None:
+    """The handler runs on the thread that waits, wherever that is: also where it holds what waiting needs."""
+    result = subprocess.run(
+        [sys.executable, "-c", WAITS_FOR_SIGNALS], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (result.returncode, result.stdout) == (0, "ended\n"), result.stderr
 
 
 def test_pause_says_that_nobody_asked() -> None:
