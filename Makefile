@@ -97,7 +97,7 @@ run: ## Serve the admin on the demo's data
 	@for bin in .venv-demo/bin $(BIN); do [[ ! -x $$bin/python ]] || exec $$bin/python -m scripts.demo --serve; done
 
 .PHONY: bench
-bench: venv ## Measure, on MariaDB and Kafka: make bench BENCH_ARGS=...
+bench: venv ## Measure speed against ceilings of the same run: make bench BENCH_ARGS='relay --json FILE --plots docs'
 	@$(SERVICES) up mariadb kafka
 	@$(WITH_SERVICES) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.limits import backlog, prune, soak
-from benchmarks.limits.report import Outcome
+from benchmarks.report import Outcome
 
 _EXPERIMENTS: Final = ("soak", "backlog", "prune")
 _BROKEN_HARNESS: Final = 2

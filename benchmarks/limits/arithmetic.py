@@ -1,8 +1,7 @@
-"""What is computed from samples: percentiles, whether a process stays as large as it is, speeds. Pure."""
+"""Whether a process stays as large as it is, computed from samples of its size. Pure."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
@@ -19,30 +18,6 @@ An allocator takes memory in arenas and gives none back, and a batch that is lar
 that is worth single MiB, once. A leak goes on: one of 16 bytes an event has taken 15 MiB after a million events, which
 a run at full load has in some minutes.
 """
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest of ``values`` that at least ``share`` of them do not exceed (nearest rank)."""
-    if not values:
-        raise ValueError("no values, no percentile")
-    in_order = sorted(values)
-    return in_order[max(math.ceil(share * len(in_order)), 1) - 1]
-
-
-def usual_percentile(values: Sequence[tuple[float, float]], share: float, *, window: float) -> float:
-    """Return the median of the percentiles of each ``window`` of time; ``values`` are (moment, value).
-
-    One bad moment, which may have come from elsewhere, does not change it. A window that the run only began is left
-    out, unless there is no other.
-    """
-    if not values:
-        raise ValueError("no values, no percentile")
-    first, last = min(at for at, _ in values), max(at for at, _ in values)
-    whole = max(int((last - first) / window), 1)
-    windows: dict[int, list[float]] = {}
-    for at, value in values:
-        windows.setdefault(min(int((at - first) / window), whole), []).append(value)
-    return median(percentile(of_window, share) for number, of_window in windows.items() if number < whole)
 
 
 def slope(xs: Sequence[float], ys: Sequence[float]) -> float:
@@ -107,31 +82,3 @@ def flatness(work: Sequence[float], sizes: Sequence[float], *, share: float, flo
         fitted=steepness * (work[-1] - work[after]),
         limit=max(share * warm, floor),
     )
-
-
-Step = tuple[float, int]
-"""A moment in seconds, and how many events were marked at it."""
-
-
-def speed(steps: Sequence[Step]) -> float:
-    """Return events a second from the first step to the last; the first only says when the time begins."""
-    if len(steps) < 2 or steps[-1][0] <= steps[0][0]:
-        raise ValueError("a speed needs two steps at different moments")
-    return sum(count for _, count in steps[1:]) / (steps[-1][0] - steps[0][0])
-
-
-def head(steps: Sequence[Step], events: int) -> Sequence[Step]:
-    """Return the steps of the first ``events`` events; the step that reaches the number belongs to them."""
-    done = 0
-    for number, (_, count) in enumerate(steps):
-        done += count
-        if done >= events:
-            return steps[: number + 1]
-    return steps
-
-
-def tenths(steps: Sequence[Step]) -> list[float]:
-    """Return the speed over each tenth of the events; a tenth's time begins with the last step of the one before."""
-    total = sum(count for _, count in steps)
-    bounds = [len(head(steps, math.ceil(total * number / 10))) for number in range(1, 11)]
-    return [speed(steps[max(first - 1, 0) : last]) for first, last in zip([0, *bounds], bounds, strict=False)]

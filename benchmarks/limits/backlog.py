@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Final
 
-from benchmarks.limits.arithmetic import head, speed, tenths
-from benchmarks.limits.installation import Installation, installed
-from benchmarks.limits.report import Outcome, mib, table
-from benchmarks.limits.tables import OutboxTable, Template
+from benchmarks.arithmetic import head, speed, tenths
+from benchmarks.installation import Installation, installed
+from benchmarks.report import Outcome, mib, table
+from benchmarks.tables import OutboxTable, Template
 
 SPEED_RATIO: Final = 0.9
 MEMORY_RATIO: Final = 1.1
@@ -40,7 +40,7 @@ class Run:
 
 def measure(*, rows: int, small_rows: int, repeats: int, payload_bytes: int, keep: bool) -> Outcome:
     """Relay small backlogs, a big one, and small ones again."""
-    with installed(keep=keep) as installation:
+    with installed("limits", keep=keep) as installation:
         outbox = OutboxTable(installation)
         template = outbox.template(body_bytes=payload_bytes)
         runs: dict[int, list[Run]] = {small_rows: [], rows: []}

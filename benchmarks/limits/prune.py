@@ -14,14 +14,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from benchmarks.limits.arithmetic import percentile, usual_percentile
-from benchmarks.limits.installation import Installation, installed
-from benchmarks.limits.processes import Process
-from benchmarks.limits.report import Outcome, mib, table
-from benchmarks.limits.tables import OutboxTable
+from benchmarks.arithmetic import percentile, usual_percentile
+from benchmarks.installation import Installation, installed
+from benchmarks.journals import Transaction, has_lines, read_journal
+from benchmarks.processes import Process
+from benchmarks.report import Outcome, mib, table
+from benchmarks.tables import OutboxTable
 
 P99_RATIO: Final = 2.0
 SLOWEST_RATE: Final = 5_000.0
@@ -30,16 +30,6 @@ _DEAD: Final = 100
 _WINDOW_S: Final = 10.0
 _PRUNE_TIMEOUT_S: Final = 7_200.0
 _SAMPLE_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """One transaction of a writer; moments in monotonic seconds."""
-
-    due: float
-    start: float
-    end: float
-    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +54,7 @@ def measure(
 ) -> Outcome:
     """Fill, write, prune while writing, and look at what is left."""
     outcome = Outcome("prune")
-    with installed(keep=keep) as installation:
+    with installed("limits", keep=keep) as installation:
         outbox = OutboxTable(installation)
         expected = _fill(outbox, rows, payload_bytes, outcome)
         journals = [installation.folder / f"writer-{number}.tsv" for number in range(writers)]
@@ -76,7 +66,7 @@ def measure(
             )
             for number, journal in enumerate(journals)
         ]
-        installation.wait(lambda: all(map(_has_lines, journals)), "the writers write", timeout_s=60)
+        installation.wait(lambda: all(map(has_lines, journals)), "the writers write", timeout_s=60)
         _rest(installation, min(5.0, before_s / 2))  # their first transactions load what the others find loaded
         bounds = [time.monotonic()]
         _rest(installation, before_s)
@@ -223,19 +213,6 @@ def _check_errors(outcome: Outcome, transactions: Sequence[Transaction], process
     outcome.figures["writer_errors"] = errors
     figure = f"{len(errors) + logged} of {len(transactions):,}" + (f", the first: {errors[0]}" if errors else "")
     outcome.judge("errors of the writers, none", figure, held=not errors and not logged)
-
-
-def read_journal(journal: Path) -> list[Transaction]:
-    """Return the transactions of a journal."""
-    found = []
-    for line in journal.read_text().splitlines():
-        due, start, end, error = line.split("\t", 3)
-        found.append(Transaction(float(due), float(start), float(end), error))
-    return found
-
-
-def _has_lines(journal: Path) -> bool:
-    return journal.exists() and journal.stat().st_size > 0
 
 
 def _rest(installation: Installation, seconds: float) -> None:

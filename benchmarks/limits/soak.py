@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.installation import Installation, installed
 from benchmarks.limits.arithmetic import GROWTH_FLOOR_KIB, GROWTH_SHARE, Flatness, flatness
-from benchmarks.limits.installation import Installation, installed
-from benchmarks.limits.processes import Process, Sample
-from benchmarks.limits.report import Outcome, mib, table
-from benchmarks.limits.tables import OutboxTable
+from benchmarks.processes import Process, Sample
+from benchmarks.report import Outcome, mib, table
+from benchmarks.tables import OutboxTable
 
 _SAMPLE_S: Final = 1.0
 _DRAIN_TIMEOUT_S: Final = 120.0
@@ -54,7 +54,7 @@ class Plan:
 def measure(plan: Plan, *, keep: bool) -> Outcome:
     """Run the load, drain it, and judge."""
     outcome = Outcome("soak")
-    with installed(keep=keep) as installation:
+    with installed("limits", keep=keep) as installation:
         outbox = OutboxTable(installation)
         workers = {
             "relay": installation.manage("relay", "run_relay", "agent"),

@@ -6,19 +6,8 @@ import random
 
 import pytest
 
-from benchmarks.limits.arithmetic import (
-    GROWTH_FLOOR_KIB,
-    GROWTH_SHARE,
-    Flatness,
-    flatness,
-    head,
-    part,
-    percentile,
-    slope,
-    speed,
-    tenths,
-    usual_percentile,
-)
+from benchmarks.arithmetic import head, percentile, speed, tenths, usual_percentile
+from benchmarks.limits.arithmetic import GROWTH_FLOOR_KIB, GROWTH_SHARE, Flatness, flatness, part, slope
 
 WARM_KIB = 60_000.0
 EVENTS = [5_000.0 * second for second in range(600)]

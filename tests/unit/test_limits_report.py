@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.limits.prune import Transaction, read_journal
-from benchmarks.limits.report import Outcome, table
+from benchmarks.journals import Transaction, read_journal
 from benchmarks.limits.soak import pruned_count
+from benchmarks.report import Outcome, table
 
 
 def test_one_breach_makes_the_outcome_one_and_is_told() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[1]
 _TROUBLE: Final = re.compile(r"^\S+ \S+ (?:ERROR|CRITICAL) |^Traceback |^CommandError", re.MULTILINE)
 _WARNING: Final = re.compile(r"^\S+ \S+ WARNING .*$", re.MULTILINE)
 _LOOK_S: Final = 0.02
+ANSWER: Final = "ANSWER "
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,23 @@ class Process:
             descriptors=len(list((proc / "fd").iterdir())),
             threads=len(list((proc / "task").iterdir())),
         )
+
+    @property
+    def cpu_s(self) -> float:
+        """Return the processor time that it has used, in seconds.
+
+        :raises OSError: it is gone.
+        """
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def answer(self) -> Any:
+        """Return what it printed as its result, a line of JSON behind ``ANSWER``."""
+        lines = [line for line in self.text.splitlines() if line.startswith(ANSWER)]
+        if not lines:
+            raise RuntimeError(f"{self.name} has given no answer:\n{self.text[-4000:]}")
+        return json.loads(lines[-1].removeprefix(ANSWER))
 
     def wait(self, *, timeout_s: float) -> Ended:
         """Wait until it ends by itself, with exit code 0.

@@ -1,4 +1,4 @@
-"""A process that publishes: ``python -m benchmarks.limits.writers one|load|steady …``, until SIGTERM.
+"""A process that publishes: ``python -m benchmarks.writers one|load|steady|paced …``, until SIGTERM.
 
 It writes what it has done into a file, a line at a time, for whoever measures.
 """
@@ -40,9 +40,10 @@ _ENVELOPE_BYTES: Final = 320
 
 
 def snapshot(conversation: str, *, payload_bytes: int) -> AgentStateSnapshot:
-    """Return a snapshot whose payload column is about so long."""
+    """Return a snapshot whose payload column is about so long; the least is about 250 bytes."""
     notes = "x" * max(payload_bytes - _ENVELOPE_BYTES, 0)
-    body = json.dumps({"runtime_state": {"common_state": {"phase": "plan"}}, "notes": notes})
+    state = {"runtime_state": {"common_state": {"phase": "plan"}}, "notes": notes}
+    body = json.dumps(state if payload_bytes >= _ENVELOPE_BYTES else {})
     return AgentStateSnapshot(conversation_id=conversation, user_id=1, phase="plan", snapshot_json=body)
 
 
@@ -76,12 +77,17 @@ def events(payload_bytes: int) -> Iterator[msgspec.Struct]:
                 yield snapshot(conversation, payload_bytes=payload_bytes)
 
 
-def load(stop: StopFlag, journal: Path, *, payload_bytes: int, backlog: int) -> None:
+def snapshots(payload_bytes: int) -> Iterator[msgspec.Struct]:
+    """Return snapshots of one conversation after the other, without end."""
+    for number in itertools.count(1):
+        yield snapshot(f"conv-{number * 7919 % CONVERSATIONS}", payload_bytes=payload_bytes)
+
+
+def load(stop: StopFlag, journal: Path, source: Iterator[msgspec.Struct], *, backlog: int) -> None:
     """Publish as fast as relay and consumer keep up: pause while more than ``backlog`` events are unfinished.
 
     The journal has the number of events that are committed, a line after each transaction.
     """
-    source = events(payload_bytes)
     committed = 0
     with journal.open("w", buffering=1) as file:
         while not stop.is_set:
@@ -105,7 +111,7 @@ def steady(stop: StopFlag, journal: Path, *, name: str, rate: float, payload_byt
         began = time.monotonic()
         for number in itertools.count():
             due = began + number / rate
-            if stop.wait(timedelta(seconds=max(due - time.monotonic(), 0))):
+            if _stopped_before(due - time.monotonic(), stop):
                 return
             conversation = f"conv-{rand.randrange(CONVERSATIONS)}"
             start, error = time.monotonic(), ""
@@ -118,6 +124,30 @@ def steady(stop: StopFlag, journal: Path, *, name: str, rate: float, payload_byt
             except Error as failure:
                 error = f"{type(failure).__name__}: {failure}".replace("\n", " ")
             file.write(f"{due:.6f}\t{start:.6f}\t{time.monotonic():.6f}\t{error}\n")
+
+
+def paced(stop: StopFlag, journal: Path, *, rate: float, each: int, payload_bytes: int) -> None:
+    """Publish ``rate`` events a second in transactions of ``each``, each at a moment fixed beforehand.
+
+    The journal has a line each: the first id, how many events, when it was due, when it was committed (seconds since
+    1970). The ids of one INSERT follow each other.
+    """
+    source = snapshots(payload_bytes)
+    with journal.open("w", buffering=1) as file:
+        began = time.time()
+        for number in itertools.count():
+            due = began + number * each / rate
+            if _stopped_before(due - time.time(), stop):
+                return
+            with transaction.atomic():
+                publish_many(itertools.islice(source, each))
+                first_id = connection.connection.insert_id()
+            file.write(f"{first_id}\t{each}\t{due:.6f}\t{time.time():.6f}\n")
+
+
+def _stopped_before(pause_s: float, stop: StopFlag) -> bool:
+    """Wait until the next one is due; say whether asked to stop. One who is late does not wait at all."""
+    return stop.is_set if pause_s <= 0 else stop.wait(timedelta(seconds=pause_s))
 
 
 def _unfinished(limit: int) -> int:
@@ -133,18 +163,23 @@ def _unfinished(limit: int) -> int:
 def main() -> None:
     """Parse and publish."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("mode", choices=("one", "load", "steady"))
+    parser.add_argument("mode", choices=("one", "load", "steady", "paced"))
     parser.add_argument("--bytes", type=int, required=True, help="length of a snapshot's payload column")
     parser.add_argument("--journal", type=Path)
     parser.add_argument("--backlog", type=int, default=5_000)
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--name", default="")
+    parser.add_argument("--each", type=int, default=1, help="events of one transaction")
+    parser.add_argument("--snapshots", action="store_true", help="no other events")
     options = parser.parse_args()
     with stop_on_signals() as stop:
         if options.mode == "one":
             publish(snapshot("conv-of-the-template", payload_bytes=options.bytes))
         elif options.mode == "load":
-            load(stop, options.journal, payload_bytes=options.bytes, backlog=options.backlog)
+            source = snapshots(options.bytes) if options.snapshots else events(options.bytes)
+            load(stop, options.journal, source, backlog=options.backlog)
+        elif options.mode == "paced":
+            paced(stop, options.journal, rate=options.rate, each=options.each, payload_bytes=options.bytes)
         else:
             steady(stop, options.journal, name=options.name, rate=options.rate, payload_bytes=options.bytes)
 

@@ -8,13 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from benchmarks.limits.arithmetic import Step
-from benchmarks.limits.installation import Installation
+from benchmarks.arithmetic import Step
+from benchmarks.installation import Installation
 
 TABLE: Final = "agent_outbox_messages"
 _COPIED: Final = ("event_type", "service_name", "topic", "max_retry", "traceparent")
 _CHUNK: Final = 50_000
-"""Rows of one INSERT: its changes fit several times into the services' redo log."""
+_CHUNK_BYTES: Final = 50_000_000
+"""One INSERT's changes fit several times into the services' redo log."""
+_DIGITS: Final = " UNION ALL ".join(["SELECT 0 AS digit", *(f"SELECT {digit}" for digit in range(1, 10))])
+"""Joined with itself it counts, on MySQL too, which has no tables ``seq_1_to_…`` and ends a recursion after 1,000."""
 _PRIME: Final = 7_919
 """Neighbouring rows get keys that are far from each other, as with many conversations at a time."""
 
@@ -31,9 +34,19 @@ class Template:
     def payload_sql(self, key: str) -> tuple[str, list[str]]:
         """Return an expression for the payload of a row whose key is the expression ``key``, and its parameters."""
         pieces = re.split(f"({re.escape(self.key)}|{re.escape(self.event_id)})", self.payload)
-        computed = {self.key: key, self.event_id: "REPLACE(UUID(), '-', '')"}
+        computed = {self.key: key, self.event_id: "MD5(CONCAT(seq, RAND()))"}
         terms = [computed.get(piece, "%s") for piece in pieces]
         return f"CONCAT({', '.join(terms)})", [piece for piece in pieces if piece not in computed]
+
+
+def numbers(first: int, last: int) -> str:
+    """Return a table expression whose column ``seq`` counts from ``first`` to ``last``, in order."""
+    count = last - first + 1
+    places = range(max(len(str(count - 1)), 1))
+    value = " + ".join([str(first), *(f"{10**place} * d{place}.digit" for place in places)])
+    joined = " JOIN ".join(f"({_DIGITS}) d{place}" for place in places)
+    # Without a limit MariaDB passes over the order of a derived table.
+    return f"(SELECT {value} AS seq FROM {joined} ORDER BY seq LIMIT {count}) numbers"
 
 
 class OutboxTable:
@@ -59,10 +72,11 @@ class OutboxTable:
         payload, pieces = template.payload_sql(key)
         columns = [*template.copied, "message_key", "payload", *more]
         values = [*(["%s"] * len(template.copied)), key, payload, *more.values()]
-        for first in range(1, rows + 1, _CHUNK):
-            last = min(first + _CHUNK - 1, rows)
+        chunk = min(_CHUNK, max(_CHUNK_BYTES // len(template.payload), 1))
+        for first in range(1, rows + 1, chunk):
+            last = min(first + chunk - 1, rows)
             self.execute(
-                f"INSERT INTO {TABLE} ({', '.join(columns)}) SELECT {', '.join(values)} FROM seq_{first}_to_{last}",
+                f"INSERT INTO {TABLE} ({', '.join(columns)}) SELECT {', '.join(values)} FROM {numbers(first, last)}",
                 [*template.copied.values(), *pieces],
             )
 
@@ -93,13 +107,16 @@ class OutboxTable:
         """Count rows."""
         return int(self.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE {condition}")[0][0])
 
-    def marks(self) -> list[Step]:
-        """Return when the relay marked how many rows, in order: rows of one mark have one moment."""
+    def marks(self, column: str = "published_at") -> list[Step]:
+        """Return when how many rows were marked, in order: rows of one mark have one moment.
+
+        ``published_at`` is of the relay, ``consumed_at`` of the consumer.
+        """
         return [
             (float(moment), int(count))
             for moment, count in self.execute(
-                f"SELECT TIMESTAMPDIFF(MICROSECOND, '2000-01-01', published_at) / 1000000, COUNT(*) FROM {TABLE}"
-                " WHERE published_at IS NOT NULL GROUP BY published_at ORDER BY published_at"
+                f"SELECT TIMESTAMPDIFF(MICROSECOND, '2000-01-01', {column}) / 1000000, COUNT(*) FROM {TABLE}"
+                f" WHERE {column} IS NOT NULL GROUP BY {column} ORDER BY {column}"
             )
         ]
 

@@ -1,4 +1,4 @@
-"""The project, installed for one experiment: a database and a topic of its own, and the processes that it started."""
+"""The project, installed for a measurement: a database and topics of its own, and the processes that it started."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.database import connect, drop, kafka_servers, make_anew
-from benchmarks.limits.processes import Process
+from benchmarks.processes import Process
 
-DATABASE: Final = "smartflow_limits"
+SERVICES: Final = ("agent", "task", "memory", "active-scheduler", "notification")
 _READ_BY_THE_PROJECT: Final = ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_ENABLED", "OUTBOX", "LOG_LEVEL")
 
 
@@ -25,24 +25,30 @@ _READ_BY_THE_PROJECT: Final = ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA
 class Installation:
     """Starts processes of the project, and looks at the database by the bare driver."""
 
+    name: str
+    """Begins the names of its database, topics and groups."""
     url: str
     folder: Path
     run: str = field(default_factory=lambda: uuid.uuid4().hex[:8])
     processes: list[Process] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further settings in ``OUTBOX`` for processes that are started from now on."""
     _started: int = 0
 
-    @property
-    def topic(self) -> str:
-        return f"limits.{self.run}.agent"
+    def topic(self, service: str = "agent") -> str:
+        return f"{self.name}.{self.run}.{service}"
 
-    @property
-    def group(self) -> str:
-        return f"limits-{self.run}-agent"
+    def group(self, service: str = "agent") -> str:
+        return f"{self.name}-{self.run}-{service}"
 
     @property
     def env(self) -> Mapping[str, str]:
-        """Return the environment of the project's processes: as in production, so without ``DEBUG``."""
-        outbox = {"SERVICES": {"agent": {"TOPIC": self.topic, "GROUP": self.group}}}
+        """Return the environment of the project's processes: as in production, so without ``DEBUG``.
+
+        ``DEBUG`` makes Django keep every statement, which costs time and memory.
+        """
+        services = {name: {"TOPIC": self.topic(name), "GROUP": self.group(name)} for name in SERVICES}
+        outbox = {"SERVICES": services, **self.options}
         return {name: value for name, value in os.environ.items() if name not in _READ_BY_THE_PROJECT} | {
             "DATABASE_URL": self.url,
             "DEBUG": "false",
@@ -68,7 +74,7 @@ class Installation:
 
     def writers(self, name: str, *arguments: str) -> Process:
         """Start a process that publishes."""
-        return self.start(name, "-m", "benchmarks.limits.writers", *arguments)
+        return self.start(name, "-m", "benchmarks.writers", *arguments)
 
     def wait(self, condition: Callable[[], object], what: str, *, timeout_s: float, every_s: float = 0.05) -> None:
         """Wait for ``condition``.
@@ -102,21 +108,21 @@ class Installation:
 
 
 @contextmanager
-def installed(*, keep: bool) -> Iterator[Installation]:
-    """Give the project installed, with tables and topic; remove all of it at the end, the logs unless it failed.
+def installed(name: str, *, keep: bool, services: Sequence[str] = ("agent",)) -> Iterator[Installation]:
+    """Give the project installed, with tables and topics; remove all of it at the end, the logs unless it failed.
 
     ``keep`` leaves database and logs for somebody who wants to look.
     """
     with ExitStack() as at_the_end:
-        url = make_anew(DATABASE)
+        url = make_anew(f"smartflow_{name}")
         if not keep:
             at_the_end.callback(drop, url)
-        installation = Installation(url, Path(tempfile.mkdtemp(prefix="smartflow-limits-")))
-        at_the_end.callback(_remove_topic, installation.topic, installation.group)
+        installation = Installation(name, url, Path(tempfile.mkdtemp(prefix=f"smartflow-{name}-")))
+        at_the_end.callback(_remove_topics, installation, services)
         at_the_end.callback(installation.dispose)
         try:
             installation.manage("migrate", "migrate", "--verbosity", "0").wait(timeout_s=300)
-            installation.manage("topics", "outbox_topics", "agent", "--create").wait(timeout_s=60)
+            installation.manage("topics", "outbox_topics", *services, "--create").wait(timeout_s=60)
             yield installation
         except BaseException:
             print(f"logs are in {installation.folder}", flush=True)
@@ -125,7 +131,7 @@ def installed(*, keep: bool) -> Iterator[Installation]:
             shutil.rmtree(installation.folder, ignore_errors=True)
 
 
-def _remove_topic(topic: str, group: str) -> None:
+def _remove_topics(installation: Installation, services: Sequence[str]) -> None:
     # Not at the top: a small harness is what the children's accounts rely on (processes.Ended).
     from kafka import KafkaAdminClient  # noqa: PLC0415
     from kafka.errors import KafkaError  # noqa: PLC0415
@@ -133,9 +139,15 @@ def _remove_topic(topic: str, group: str) -> None:
     try:
         admin = KafkaAdminClient(bootstrap_servers=kafka_servers().split(","))
         try:
-            admin.delete_topics([topic], raise_errors=False)
-            admin.delete_groups([group])
+            answer = admin.delete_topics([installation.topic(service) for service in services], raise_errors=False)
+            for topic in answer["topics"]:
+                if topic["error_code"]:
+                    print(f"the topic {topic['name']} was left behind: {topic['error_message']}", flush=True)
+            admin.delete_groups([installation.group(service) for service in services])
         finally:
             admin.close()
     except KafkaError as error:
-        print(f"the topic {topic} or its group may have been left behind: {error}", flush=True)
+        print(
+            f"topics {installation.name}.{installation.run}.… or their groups may have been left behind: {error}",
+            flush=True,
+        )

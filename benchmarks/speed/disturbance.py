@@ -1,0 +1,123 @@
+"""What relay, consumer and pruning at full speed cost those who write meanwhile.
+
+Writers run transactions, a business row and an event each, at moments fixed beforehand: for a while alone, then while
+the three work on backlogs of their own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Final
+
+from benchmarks.arithmetic import percentile
+from benchmarks.installation import installed
+from benchmarks.journals import Transaction, has_lines, read_journal
+from benchmarks.processes import Process
+from benchmarks.speed.groups import Group
+from benchmarks.speed.plan import Plan
+from benchmarks.speed.report import Line, Result, Target
+from benchmarks.speed.stage import Load, Stage
+from benchmarks.tables import TABLE
+
+_P99: Final = Target(2.0, "most")
+_WRITERS: Final = 4
+_RATE: Final = 200.0
+_WARM_S: Final = 3.0
+_RELAYED_A_SECOND: Final = 8_000
+_PRUNED_A_SECOND: Final = 10_000
+"""Backlogs are made for so much; where the work is quicker, the phase ends with the first of them."""
+_START_TIMEOUT_S: Final = 60.0
+
+
+def measure(plan: Plan) -> Result:
+    """Let writers write alone and beside the workers, in turn."""
+    result = Result("writers")
+    alone: list[list[float]] = []
+    beside: list[list[float]] = []
+    with installed("bench", keep=plan.keep) as installation:
+        stage = Stage(installation)
+        for number in range(plan.repeats):
+            quiet, busy = _round(stage, plan, number)
+            alone.append(quiet)
+            beside.append(busy)
+    for name, share, target in (("p50", 0.5, None), ("p99", 0.99, _P99)):
+        result.lines.append(
+            Line(
+                f"transaction of others beside relay, consumer and pruning: {name}",
+                "ms",
+                [percentile(spent, share) for spent in beside],
+                [percentile(spent, share) for spent in alone],
+                target,
+            )
+        )
+    counts = ", ".join(f"{len(quiet):,} and {len(busy):,}" for quiet, busy in zip(alone, beside, strict=True))
+    result.notes.append(f"transactions alone and beside: {counts}")
+    return result
+
+
+def _round(stage: Stage, plan: Plan, number: int) -> tuple[list[float], list[float]]:
+    """Return the transactions' times in ms, alone and beside the workers."""
+    installation, seconds = stage.installation, plan.seconds
+    last_id = _fill(stage, plan)
+    journals = [installation.folder / f"steady-{number}-{writer}.tsv" for writer in range(_WRITERS)]
+    writers = [
+        installation.writers(
+            f"writer-{writer}",
+            *("steady", "--journal", str(journal), "--name", f"r{number}w{writer}"),
+            *("--rate", str(_RATE / _WRITERS), "--bytes", str(plan.payload)),
+        )
+        for writer, journal in enumerate(journals)
+    ]
+    installation.wait(lambda: all(map(has_lines, journals)), "the writers write", timeout_s=_START_TIMEOUT_S)
+    time.sleep(_WARM_S)
+    quiet = (time.monotonic(), time.monotonic() + seconds)
+    time.sleep(seconds)
+    workers = [installation.manage("consumer", "consume", "agent")]
+    with Group(installation.group()) as group:
+        installation.wait(lambda: group.is_settled(1), "the consumer has its partitions", timeout_s=_START_TIMEOUT_S)
+    workers.append(installation.manage("relay", "run_relay", "agent"))
+    workers.append(installation.manage("prune", "outbox_prune", "agent", "--older-than", "7d"))
+    installation.wait(lambda: _have_begun(stage), "the workers work", timeout_s=_START_TIMEOUT_S)
+    began = time.monotonic()
+    while time.monotonic() < began + seconds and _are_busy(stage, workers[-1], last_id):
+        installation.look_after()
+        time.sleep(0.25)
+    busy = (began, time.monotonic())
+    prune = workers.pop()
+    prune.dispose()  # it may just be ending by itself
+    installation.processes.remove(prune)
+    for process in (*writers, *workers):
+        process.stop()
+        installation.processes.remove(process)
+    transactions = [each for journal in journals for each in read_journal(journal)]
+    errors = [each.error for each in transactions if each.error]
+    if errors:
+        raise RuntimeError(f"{len(errors)} transactions of the writers failed, the first: {errors[0]}")
+    return _spent(transactions, quiet), _spent(transactions, busy)
+
+
+def _fill(stage: Stage, plan: Plan) -> int:
+    """Fill the table with rows to prune and rows to relay; return the last id."""
+    stage.empty()
+    old = "UTC_TIMESTAMP(6) - INTERVAL 30 DAY"
+    times = dict.fromkeys(("created_at", "updated_at", "next_retry_at", "published_at", "consumed_at"), old)
+    stage.fill(Load(int(_PRUNED_A_SECOND * plan.seconds), 5_000, plan.payload), status="'consumed'", **times)
+    stage.fill(Load(int(_RELAYED_A_SECOND * plan.seconds), 5_000, plan.payload))
+    stage.outbox.settle()
+    [(last_id,)] = stage.outbox.execute(f"SELECT MAX(id) FROM {TABLE}")
+    return int(last_id)
+
+
+def _have_begun(stage: Stage) -> bool:
+    return bool(stage.outbox.execute("SELECT 1 FROM agent_state_snapshot_records LIMIT 1"))
+
+
+def _are_busy(stage: Stage, prune: Process, last_id: int) -> bool:
+    [(status,)] = stage.outbox.execute(f"SELECT status FROM {TABLE} WHERE id = %s", [last_id])
+    return bool(status == "pending" and prune.is_alive)
+
+
+def _spent(transactions: Sequence[Transaction], phase: tuple[float, float]) -> list[float]:
+    begin, end = phase
+    return [(each.end - each.start) * 1000 for each in transactions if begin <= each.due < end]

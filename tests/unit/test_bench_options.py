@@ -1,0 +1,51 @@
+"""The options of `make bench`, and its exit code."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.__main__ import conclude, parse, plan_of
+from benchmarks.speed.report import Line, Result, Target
+
+SLOW = Line("slow", "events/s", [1.0], [100.0], Target(0.75, "least"))
+MANY = Line("many", "a batch", [4.0], target=Target(3.0, "most", of="figure"), counted=True)
+
+
+def test_defaults_are_those_of_a_full_run() -> None:
+    plan = plan_of(parse([]))
+    assert (plan.events, plan.payload, plan.processes, plan.repeats, plan.quick) == (50_000, 1_000, (1, 2, 4), 3, False)
+
+
+def test_quick_run_is_smaller_where_nothing_else_is_said() -> None:
+    plan = plan_of(parse(["--quick"]))
+    assert (plan.events, plan.repeats) == (5_000, 1)
+    assert plan_of(parse(["--quick", "--events", "6000", "--repeats", "2"])).events == 6_000
+
+
+def test_suites_are_named_and_may_be_several() -> None:
+    assert parse(["relay", "latency", "--processes", "1,3"]).suites == ["relay", "latency"]
+    assert parse([]).suites == []
+
+
+@pytest.mark.parametrize(
+    "wrong", [["relays"], ["--processes", "few"], ["--processes", "0"], ["--events", "600"], ["--repeats", "0"]]
+)
+def test_wrong_options_are_refused(wrong: list[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        parse(wrong)
+    assert refused.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("lines", "quick", "code"),
+    [([SLOW], True, 0), ([MANY], True, 1), ([SLOW, MANY], False, 0), ([], True, 0)],
+)
+def test_only_a_count_in_a_quick_run_makes_it_fail(lines: list[Line], quick: bool, code: int) -> None:
+    assert conclude([Result("a", lines)], quick=quick, load=0.0) == code
+
+
+def test_what_falls_short_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    conclude([Result("relay", [SLOW])], quick=False, load=3.0)
+    said = capsys.readouterr().out
+    assert "SHORT  relay: slow: 1 events/s, ratio 0.01; asked for ≥ 0.75 ×" in said
+    assert "the load was 3.0" in said
