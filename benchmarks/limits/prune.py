@@ -100,7 +100,7 @@ def _fill(outbox: OutboxTable, rows: int, payload_bytes: int, outcome: Outcome) 
     ):
         amount, unit = length.split()
         seconds = int(amount) * {"DAY": 86_400, "MINUTE": 60}[unit]
-        moment = f"UTC_TIMESTAMP(6) - INTERVAL {first} + INTERVAL {seconds * 1_000_000} * seq / {count} MICROSECOND"
+        moment = f"UTC_TIMESTAMP(6) - INTERVAL {first} + INTERVAL {seconds * 1_000_000}.0 * seq / {count} MICROSECOND"
         times = ("created_at", "updated_at", "next_retry_at", "published_at")
         more = dict.fromkeys([*times, "consumed_at" if status == "consumed" else "dead_at"], moment)
         outbox.fill(template, rows=count, keys=keys, more=more | {"status": f"'{status}'"})
