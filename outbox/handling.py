@@ -43,6 +43,7 @@ from outbox.repository import OutboxRepository
 from outbox.rows import Locked
 from outbox.sql import RolledBackWatch, Trouble
 from outbox.tracing import traceparent
+from outbox.waiting import WaitingEvents
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,9 @@ _LONGEST_PAUSE = timedelta(days=3650)
 
 _CONTENTION_LIMIT = 5
 """A transaction that loses its locks this often in a row is cut, and an event that does so alone is put off."""
+
+_WOKEN_AT_ONCE = 500
+"""About so many events are woken by one batch; the others come when they are due."""
 
 
 @dataclass(slots=True)
@@ -94,6 +98,10 @@ class _Outcome:
     duplicates: int = 0
     buried: list[tuple[Locked, str]] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
+    put_back: dict[str, list[int]] = field(default_factory=dict)
+    finished: dict[str, list[int]] = field(default_factory=dict)
+    """By key; of events that died, those that let their key go on."""
+    woken: dict[str, list[int]] = field(default_factory=dict)
 
 
 class BatchHandling:
@@ -125,6 +133,7 @@ class BatchHandling:
         self._retry_policy = retry_policy
         self._parks_key = parks_key
         self._rand = rand
+        self._waiting = WaitingEvents()
 
     def handle(self, records: Sequence[IncomingRecord]) -> None:
         """Bring every record to an end: consumed, put back, dead or rejected.
@@ -191,6 +200,7 @@ class BatchHandling:
                 self._put_back(plan, outcome)
                 self._bury(plan, outcome)
                 self._deliver(plan.deliver, outcome)
+                self._wake(outcome)
                 if outcome.rejected:
                     self._rejections.add(outcome.rejected)
         except _TooMuchAtOnce:
@@ -273,15 +283,19 @@ class BatchHandling:
                 shortest=timedelta(milliseconds=self._options.wait_min_ms),
                 longest=timedelta(seconds=self._options.wait_max_seconds),
             )
+            line = outcome.put_back.setdefault(row.message_key, [])
+            moment += self._waiting.patience_of(row.message_key, row.id, in_hand=len(line))
+            line.append(row.id)
             until.setdefault(moment, []).append(row.id)
-        for moment, ids in until.items():
-            outcome.waited += self._repository.wait(ids, until=moment)
+        outcome.waited += self._repository.wait_each(until)
 
     def _bury(self, plan: Plan, outcome: _Outcome) -> None:
         for burial in plan.bury:
             failure = failure_of(burial.error, with_traceback=False)
             self._repository.bury(burial.row.id, failure=failure, parks_key=burial.parks_key)
             outcome.buried.append((burial.row, failure.reason))
+            if not burial.parks_key:
+                outcome.finished.setdefault(burial.row.message_key, []).append(burial.row.id)
 
     def _deliver(self, readables: Sequence[Readable], outcome: _Outcome) -> None:
         database = connections[self._route.database]
@@ -302,6 +316,19 @@ class BatchHandling:
         if self._repository.mark_consumed(ids) != len(ids):
             raise LostRowError(f"rows of {self._route.table} changed while they were locked: {ids[:10]}")
         outcome.consumed.update(readable.delivery.event_type for readable in readables)
+        for readable in readables:
+            outcome.finished.setdefault(readable.delivery.message_key, []).append(readable.delivery.outbox_id)
+
+    def _wake(self, outcome: _Outcome) -> None:
+        """Make those due that waited for what is finished, unless events of their key in hand still have to wait."""
+        count = 0
+        for key, gone in outcome.finished.items():
+            ids = [] if key in outcome.put_back else self._waiting.next_of(key, besides=gone)
+            if ids and count < _WOKEN_AT_ONCE:
+                outcome.woken[key] = ids
+                count += len(ids)
+        if outcome.woken:
+            self._repository.wake([row_id for ids in outcome.woken.values() for row_id in ids])
 
     def _call_handlers(self, readables: Sequence[Readable]) -> None:
         for handler, deliveries in group(readables):
@@ -380,6 +407,10 @@ class BatchHandling:
             signals.consumed.send_robust(service, count=consumed, event_types=dict(outcome.consumed))
         if outcome.waited:
             signals.waited.send_robust(service, count=outcome.waited)
+        for key, gone in outcome.finished.items():
+            self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
+        for key, ids in outcome.put_back.items():
+            self._waiting.put_back(key, ids)
         if outcome.rejected:
             reasons = [rejection.reason for rejection in outcome.rejected]
             logger.error(

@@ -7,7 +7,7 @@ performance.md). All times that are compared come from the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -191,7 +191,27 @@ class OutboxRepository:
 
     def wait(self, ids: Sequence[int], *, until: datetime) -> int:
         """Put rows back behind their unfinished predecessor; it costs them no attempt."""
-        return self._move(lifecycle.WAIT, ids, "next_retry_at = %s", [to_db(self._connection, until)])
+        return self.wait_each({until: ids})
+
+    def wait_each(self, moments: Mapping[datetime, Sequence[int]]) -> int:
+        """Do the same with rows that are due again at different moments, in one statement."""
+        cases = " ".join(f"WHEN id IN ({id_list(ids)}) THEN %s" for ids in moments.values())
+        return self._move(
+            lifecycle.WAIT,
+            [row_id for ids in moments.values() for row_id in ids],
+            "next_retry_at = %s" if len(moments) == 1 else f"next_retry_at = CASE {cases} END",
+            [to_db(self._connection, moment) for moment in moments],
+        )
+
+    def wake(self, ids: Sequence[int]) -> int:
+        """Make rows due that wait; what is in a back-off of its own, sent already or locked is left alone."""
+        return self._move(
+            lifecycle.WAIT,
+            ids,
+            f"next_retry_at = {self._sql.now}",
+            also=self._waits,
+            skip_locked=True,
+        )
 
     def retry(self, row: Locked, *, due_at: datetime, failure: Failure) -> int:
         """Note a failed attempt and have the row come again at ``due_at``, unless that attempt is history by now."""
@@ -390,7 +410,14 @@ class OutboxRepository:
                 f" AND id > %s AND retry_count = 0 AND next_retry_at > {self._sql.now}",
                 [*keys, Status.PENDING, min(ids)],
             )
-            self._move(lifecycle.WAIT, [row[0] for row in waiting], f"next_retry_at = {self._sql.now}")
+            self._move(
+                lifecycle.WAIT, [row[0] for row in waiting], f"next_retry_at = {self._sql.now}", also=self._waits
+            )
+
+    @property
+    def _waits(self) -> tuple[str, Sequence[Any]]:
+        """Return the condition that a row waits for a predecessor, and is neither sent nor in a back-off of its own."""
+        return f"status = %s AND retry_count = 0 AND next_retry_at > {self._sql.now}", [Status.PENDING]
 
     def _execute(self, sql: str, parameters: Sequence[Any] = ()) -> int:
         with self._connection.cursor() as cursor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from django.db import transaction
+from django.db import connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
@@ -230,6 +231,27 @@ def test_retry_notes_the_attempt_and_its_reason(alias: str, repository: OutboxRe
     assert (found.status, found.retry_count, found.last_error) == ("pending", 1, "ValueError: no")
     assert (found.error_class, found.traceback) == ("ValueError", "Traceback: no")
     assert abs(found.next_retry_at - due_at) < SECOND
+
+
+def test_only_what_waits_is_woken(alias: str, repository: OutboxRepository) -> None:
+    waiting, backing_off = row(alias, due_in=HOUR), row(alias, due_in=HOUR, retry_count=1)
+    sent, done = row(alias, status=Status.PUBLISHED, due_in=HOUR), row(alias, status=Status.CONSUMED)
+    before = [columns_of(alias, each) for each in (backing_off, sent, done)]
+
+    assert repository.wake([waiting, backing_off, sent, done]) == 1
+
+    assert get(alias, waiting).next_retry_at <= database_now(alias)
+    assert [columns_of(alias, each) for each in (backing_off, sent, done)] == before
+
+
+def test_rows_can_wait_for_different_times_in_one_statement(alias: str, repository: OutboxRepository) -> None:
+    first, second, third = rows(alias, 3, status=Status.PUBLISHED)
+    now = repository.now()
+    with CaptureQueriesContext(connections[alias]) as captured:
+        assert repository.wait_each({now + MINUTE: [first, third], now + HOUR: [second]}) == 3
+
+    assert len(captured) == 1
+    assert [get(alias, each).next_retry_at - now for each in (first, second, third)] == [MINUTE, HOUR, MINUTE]
 
 
 def test_retry_by_old_knowledge_changes_nothing(alias: str, repository: OutboxRepository) -> None:

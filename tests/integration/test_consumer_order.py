@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import timedelta
 
 import pytest
@@ -13,10 +14,36 @@ from outbox.envelope import encode_envelope
 from outbox.lifecycle import Status
 from tests import factories
 from tests.consumers import deliver, published
-from tests.factories import database_now, get, make_due, row, statuses
+from tests.factories import change, database_now, get, make_due, row, statuses
 from tests.toys import BULK, NOTE, OTHER, PARKED, PARKED_BULK, Toys, effect_ids
 
 # --- order per key -----------------------------------------------------------------------------------------------
+
+
+def test_thousands_that_wait_for_one_are_sent_again_a_few_at_a_time(alias: str, consumer: Consumer) -> None:
+    """All at once, again and again, they would fill the topic and keep the one from being reached."""
+    late, *waiting = published(alias, 201)
+
+    deliver(alias, consumer, waiting)
+
+    now = database_now(alias)
+    dues = [get(alias, each).next_retry_at for each in waiting]
+    assert dues == sorted(dues)
+    in_seconds = Counter(round((due - dues[0]).total_seconds()) for due in dues)
+    assert in_seconds == dict.fromkeys(range(10), 20), "twenty a second"
+    assert dues[0] - now < timedelta(seconds=1)
+
+    change(alias, waiting, next_retry_at=now + timedelta(hours=1))  # nobody comes because of the time
+    turn, rounds = [late], 0
+    while turn:
+        deliver(alias, consumer, turn)
+        now = database_now(alias)
+        found = [get(alias, each) for each in waiting]
+        turn = [each.pk for each in found if each.status == Status.PENDING and each.next_retry_at <= now]
+        rounds += 1
+    assert effect_ids(alias) == [late, *waiting]
+    assert rounds < 15, "and when their turn has come they are woken, more and more of them"
+    assert consumer.totals.waited == len(waiting), "each waited once"
 
 
 @pytest.mark.parametrize("event_type", [NOTE, BULK])
