@@ -21,6 +21,9 @@ _AT_ONCE: Final = 20
 _APART: Final = timedelta(seconds=1)
 """So a key has about twenty events a second sent again for nothing, however many wait."""
 
+_IN_ALL: Final = 100
+"""And all keys of one consumer together about so many: a part of what a slow handler leaves it time for."""
+
 WIDEST: Final = 128
 """Events of one key that are woken at one time: a part of a batch."""
 
@@ -45,13 +48,13 @@ class WaitingEvents:
         return self._count
 
     def patience_of(self, key: str, row_id: int, *, in_hand: int) -> timedelta:
-        """Return how much longer ``row_id`` waits than the first event of ``key`` does.
+        """Return how much longer ``row_id`` waits than it would if it were the only one.
 
         ``in_hand`` events of the key that wait before it are not noted yet.
         """
         line = self._lines.get(key)
         ahead = max(in_hand, 0 if line is None else bisect_left(line.ids, row_id))
-        return _APART * (ahead // _AT_ONCE)
+        return _APART * (ahead // _AT_ONCE + self._count // _IN_ALL)
 
     def next_of(self, key: str, *, besides: Collection[int] = ()) -> list[int]:
         """Return whom to wake when an event of ``key`` is finished, leaving out those in hand."""

@@ -22,6 +22,14 @@ def test_first_few_come_with_their_predecessor_and_the_others_ever_later() -> No
     assert waiting.patience_of("other", 60, in_hand=0) == timedelta(0)
 
 
+def test_many_that_wait_come_about_a_hundred_a_second_whatever_their_keys() -> None:
+    waiting = WaitingEvents()
+    for number in range(1000):
+        waiting.put_back(f"k{number}", [number])
+
+    assert waiting.patience_of("another", 5000, in_hand=0) == 10 * SECOND
+
+
 def test_those_in_hand_count_too() -> None:
     assert WaitingEvents().patience_of("k", 7, in_hand=41) == 2 * SECOND
 
