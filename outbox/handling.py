@@ -355,9 +355,14 @@ class BatchHandling:
         attempt = row.retry_count + 1
         failure = failure_of(error)
         if isinstance(error, Discard) or attempt >= row.max_retry:
+            parks_key = self._parks_key(row.event_type)
+            woken = [] if parks_key else self._waiting.next_of(row.message_key, besides=[row.id])
             with transaction.atomic(using=self._route.database):
-                buried = self._repository.bury_failed(row, failure=failure, parks_key=self._parks_key(row.event_type))
+                buried = self._repository.bury_failed(row, failure=failure, parks_key=parks_key)
+                if buried and woken:
+                    self._repository.wake(woken)
             if buried:
+                self._waiting.finished(row.message_key, gone=[row.id], woken=woken)
                 self._told_dead(row, failure.reason)
             return
         pause = error.after if isinstance(error, Retry) else None

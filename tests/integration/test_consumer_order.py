@@ -46,6 +46,21 @@ def test_thousands_that_wait_for_one_are_sent_again_a_few_at_a_time(alias: str, 
     assert consumer.totals.waited == len(waiting), "each waited once"
 
 
+@pytest.mark.parametrize(("event_type", "is_woken"), [(NOTE, True), (PARKED, False)])
+def test_next_one_is_woken_when_the_one_before_it_dies(
+    alias: str, toys: Toys, consumer: Consumer, event_type: str, is_woken: bool
+) -> None:
+    bad, waiting = published(alias, 2, event_type=event_type)
+    deliver(alias, consumer, [waiting])
+    change(alias, [waiting], next_retry_at=database_now(alias) + timedelta(hours=1))
+    toys.fail(bad, Discard("never"))
+
+    deliver(alias, consumer, [bad])
+
+    assert get(alias, bad).status == Status.DEAD
+    assert (get(alias, waiting).next_retry_at <= database_now(alias)) is is_woken
+
+
 @pytest.mark.parametrize("event_type", [NOTE, BULK])
 def test_retry_keeps_order_of_key_while_other_keys_go_on(
     alias: str, toys: Toys, consumer: Consumer, event_type: str
