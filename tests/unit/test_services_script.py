@@ -8,7 +8,6 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from scripts.services.errors import MissingPackagesError, NotManagedError, NotRe
 from scripts.services.process import Process, descendants, spawn
 from scripts.services.server import GivenServer, NativeServer
 from scripts.services.state import VARIABLE, State, default_folder
+from tests.waiting import wait_until
 
 IDLE = (sys.executable, "-c", "import signal; signal.alarm(60); signal.pause()")
 """A process that waits to be ended, for a minute at the most."""
@@ -329,7 +329,4 @@ def test_more_settings_of_mariadb_come_last_and_it_is_asked_as_it_wants_to_be(
 
 
 def _wait_for_text(path: Path, text: str) -> None:
-    end = time.monotonic() + 20
-    while text not in (path.read_text() if path.exists() else ""):
-        assert time.monotonic() < end, f"{text!r} never came into {path}"
-        time.sleep(0.01)
+    wait_until(lambda: path.exists() and text in path.read_text(), timeout=20, message=f"{text!r} is in {path}")
