@@ -11,7 +11,7 @@ import msgspec
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from outbox.catalog import repository_of, route_registry
+from outbox.catalog import relay_hints, repository_of, route_registry
 from outbox.conf import on_settings_reset, outbox_settings
 from outbox.contracts import EventContract, contracts
 from outbox.envelope import Envelope, encode_envelope
@@ -50,7 +50,9 @@ def publish_many(events: Iterable[msgspec.Struct], *, using: str | None = None) 
         rows.setdefault(contract.service, []).append(_row(contract, event, event_id))
         event_ids.append(event_id)
     for service, of_service in rows.items():
-        repository_of(service).insert(of_service)
+        repository = repository_of(service)
+        repository.insert(of_service)
+        _wake_relays_after_commit(repository.route)
     return event_ids
 
 
@@ -101,6 +103,21 @@ def _route_of(contract: EventContract[Any]) -> ServiceRoute:
         # Declared after the registry was built, as a test or a lazily imported module does.
         route_registry().register(contract.event_type, contract.service)
         return route_registry().resolve(contract.event_type)
+
+
+def _wake_relays_after_commit(route: ServiceRoute) -> None:
+    """Have the relays on this host look for rows once the caller's transaction has committed."""
+    hints = relay_hints()
+    if not hints.is_heard(route.service):
+        return
+    connection = connections[route.database]
+    if connection.in_atomic_block:
+        give = hints.giver(route.service)
+        # One is enough. Whatever rolls back the savepoint of an earlier one rolls back this event with it.
+        if not (connection.run_on_commit and connection.run_on_commit[-1][1] is give):
+            connection.on_commit(give, robust=True)
+    elif connection.get_autocommit():
+        hints.give(route.service)
 
 
 def _check_database(route: ServiceRoute, event_type: str, using: str | None) -> None:

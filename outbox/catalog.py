@@ -1,16 +1,18 @@
-"""The project's own services: the catalog built from installed outbox models and from settings."""
+"""The project's own services: what is built from installed outbox models and from settings, once in each process."""
 
 from __future__ import annotations
 
+import time
 from functools import lru_cache
 
 from django.apps import apps
 
-from outbox.conf import on_settings_reset
+from outbox.conf import on_settings_reset, outbox_settings
 from outbox.contracts import contracts
 from outbox.models import OutboxMessage, service_route
 from outbox.repository import OutboxRepository
 from outbox.routes import RouteRegistry, ServiceCatalog
+from outbox.wakeups import Hints, MeetingPlace, meeting_place
 
 
 @lru_cache(maxsize=1)
@@ -48,3 +50,23 @@ def repository_of(service: str) -> OutboxRepository:
     """
     registry = route_registry()
     return OutboxRepository(registry.catalog.route(service), registry.foreign_types(service))
+
+
+def wake_up_place() -> MeetingPlace | None:
+    """Return where publishers and relays of this project meet on this host; None: nowhere."""
+    configured = outbox_settings()
+    return meeting_place(configured.relay.wake_up_folder, configured.namespace)
+
+
+@lru_cache(maxsize=1)
+def relay_hints() -> Hints:
+    """Return this process's way of waking relays on this host."""
+    return Hints(wake_up_place(), clock=time.monotonic)
+
+
+@on_settings_reset
+def forget_hints() -> None:
+    """Look elsewhere on next use: settings changed."""
+    if relay_hints.cache_info().currsize:
+        relay_hints().close()
+        relay_hints.cache_clear()

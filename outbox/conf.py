@@ -53,7 +53,10 @@ class RelayOptions(_Options, frozen=True):
     """Batches sent and not yet answered for; the broker's client has no bound of its own."""
     poll_interval_ms: PositiveInt = 20
     """Pause after a claim found nothing; grows up to ``max_poll_interval_ms`` while nothing comes."""
-    max_poll_interval_ms: PositiveInt = 200
+    max_poll_interval_ms: PositiveInt = 1000
+    """Longest such pause; commits on the same host end it (``wake_up_folder``)."""
+    wake_up_folder: str | None = None
+    """Where publishers and relays of one host meet; None: a folder of the user's in the temporary one, "": nowhere."""
     sweep_interval_seconds: PositiveSeconds = 1.0
     """How often the claim starts again from the oldest row: late commits and retries land behind its mark."""
     redeliver_after_seconds: PositiveSeconds = 300.0

@@ -37,7 +37,7 @@ from outbox.exceptions import (
 )
 from outbox.handlers import Delivery, Handler, HandlerRegistry
 from outbox.lifecycle import UNFINISHED
-from outbox.planning import Plan, Readable, group, make_plan, waits_until
+from outbox.planning import Plan, Readable, group, lost_before, make_plan, waits_until
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Locked
@@ -95,6 +95,7 @@ class _Outcome:
 
     consumed: Counter[str] = field(default_factory=Counter)
     waited: int = 0
+    redelivered: int = 0
     duplicates: int = 0
     buried: list[tuple[Locked, str]] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
@@ -108,7 +109,8 @@ class BatchHandling:
     """What one service's consumer does with the records it received.
 
     ``rand`` gives the random share of a back-off, in [0, 1). ``retry_policy`` gives the back-off of an event
-    type, ``parks_key`` whether its death holds back its key.
+    type, ``parks_key`` whether its death holds back its key. An event for which others wait is sent again
+    when it was sent ``redeliver_after`` ago and has not come. ``wake_relays`` is called when rows became due.
     """
 
     def __init__(
@@ -122,6 +124,8 @@ class BatchHandling:
         retry_policy: Callable[[str], RetryPolicy],
         parks_key: Callable[[str], bool],
         rand: Callable[[], float],
+        redeliver_after: timedelta | None = None,
+        wake_relays: Callable[[], None] = lambda: None,
     ) -> None:
         self.totals = ConsumerTotals()
         self._repository = repository
@@ -133,6 +137,8 @@ class BatchHandling:
         self._retry_policy = retry_policy
         self._parks_key = parks_key
         self._rand = rand
+        self._redeliver_after = redeliver_after
+        self._wake_relays = wake_relays
         self._waiting = WaitingEvents()
 
     def handle(self, records: Sequence[IncomingRecord]) -> None:
@@ -288,6 +294,8 @@ class BatchHandling:
             line.append(row.id)
             until.setdefault(moment, []).append(row.id)
         outcome.waited += self._repository.wait_each(until)
+        if self._redeliver_after is not None:
+            outcome.redelivered = self._repository.redeliver_lost(lost_before(plan.wait, after=self._redeliver_after))
 
     def _bury(self, plan: Plan, outcome: _Outcome) -> None:
         for burial in plan.bury:
@@ -363,6 +371,8 @@ class BatchHandling:
                     self._repository.wake(woken)
             if buried:
                 self._waiting.finished(row.message_key, gone=[row.id], woken=woken)
+                if woken:
+                    self._wake_relays()
                 self._told_dead(row, failure.reason)
             return
         pause = error.after if isinstance(error, Retry) else None
@@ -416,6 +426,16 @@ class BatchHandling:
             self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
         for key, ids in outcome.put_back.items():
             self._waiting.put_back(key, ids)
+        if outcome.redelivered:
+            logger.warning(
+                "consumer of %s: %d rows go out again: they were published, and what was sent after them came without"
+                " them",
+                service,
+                outcome.redelivered,
+            )
+            signals.redelivered.send_robust(service, count=outcome.redelivered)
+        if outcome.woken or outcome.redelivered:
+            self._wake_relays()
         if outcome.rejected:
             reasons = [rejection.reason for rejection in outcome.rejected]
             logger.error(

@@ -112,8 +112,9 @@ class ShardLeases:
         asked_at = self._clock()
         self.switches = self.presence.beat()
         mine = self._leases().filter(owner=self.presence.worker_id)
-        mine.update(expires_at=from_now(self.presence.ttl))
-        held = self._held()
+        renewed = mine.update(expires_at=from_now(self.presence.ttl))
+        # Others can only take away: as many as before are the same ones.
+        held = self.held if renewed == len(self.held) else self._held()
         share = fair_share(self.presence.worker_id, self.presence.alive())
         if len(held) > share:
             surplus = sorted(held)[share:]

@@ -105,3 +105,12 @@ def waits_until(blocker: Blocker | None, *, now: datetime, shortest: timedelta, 
     if blocker.due_at is not None and blocker.due_at > now:
         return blocker.due_at
     return now + pause
+
+
+def lost_before(waiting: Sequence[tuple[Locked, Blocker | None]], *, after: timedelta) -> list[int]:
+    """Return the predecessors in ``waiting`` whose records are lost: sent for ``after``, and not come.
+
+    The records of a key share a partition, so that of a predecessor has come before. One that was sent again meanwhile
+    may lie behind; then it comes twice, which changes nothing.
+    """
+    return sorted({each.id for _, each in waiting if each is not None and each.is_sent and each.unchanged_for >= after})

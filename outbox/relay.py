@@ -25,12 +25,13 @@ from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
-from outbox.marks import PublishedMarks
+from outbox.marks import Hand, OwnHand, PublishedMarks
 from outbox.outage import OutageWatch
 from outbox.repository import OutboxRepository
 from outbox.rows import Due, Failure
 from outbox.shutdown import StopFlag
 from outbox.sql import Trouble, from_db, trouble_of
+from outbox.wakeups import WakeUpSocket
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ class Relay:
     """One service's relay; an object that a test can hold: broker, leases and clock are passed in.
 
     ``parks_key`` says whether the death of an event type holds back its key. ``reference_bytes``: a payload
-    column longer than this stays in its row, its record says where it is.
+    column longer than this stays in its row, its record says where it is. ``hand`` does the marking; ``wake_ups``
+    opens what ends a pause early.
     """
 
     def __init__(
@@ -71,6 +73,8 @@ class Relay:
         options: RelayOptions,
         reference_bytes: int,
         clock: Callable[[], float],
+        hand: Hand | None = None,
+        wake_ups: Callable[[], WakeUpSocket | None] = lambda: None,
     ) -> None:
         self.totals = RelayTotals()
         self._repository = repository
@@ -83,25 +87,34 @@ class Relay:
         self._reference_bytes = reference_bytes
         self._clock = clock
         self._producer: Producer | None = None
-        self._marks = PublishedMarks(repository, redeliver_after=timedelta(seconds=options.redeliver_after_seconds))
+        self._marks = PublishedMarks(
+            repository,
+            redeliver_after=timedelta(seconds=options.redeliver_after_seconds),
+            hand=hand or OwnHand(),
+        )
         self._in_flight: deque[_InFlight] = deque()
         self._after: tuple[Any, int] | None = None
         self._swept_at = clock()
         self._redelivered_at: float | None = None
         self._horizon = DeliveryHorizon()
         self._outage = OutageWatch(self._route.service, "relay")
-        self._idle_pause = timedelta(milliseconds=options.poll_interval_ms)
+        self._idle_pause = self._shortest_pause = timedelta(milliseconds=options.poll_interval_ms)
+        self._open_wake_ups = wake_ups
+        self._wake_ups: WakeUpSocket | None = None
+        self._was_woken = False
 
     def run(self, stop: StopFlag, *, once: bool = False) -> RelayTotals:
         """Work until ``stop`` is set; with ``once``, until nothing more is due. An outage only makes it wait."""
         try:
+            self._wake_ups = self._open_wake_ups()
             while not stop.is_set:
                 pause = self._try_step()
                 if pause is None:
+                    self._was_woken = False
                     continue
                 if once and not pause.outage and self._is_drained():
                     break
-                stop.wait(pause.length)
+                self._rest(pause, stop)
             self._drain_quietly()
         finally:
             self._close()
@@ -131,6 +144,8 @@ class Relay:
     # --- one batch -----------------------------------------------------------------------------------------------
 
     def _send_next(self) -> bool:
+        if self._after is None:
+            self._marks.finish()  # or what they are about to mark would be found again
         claim = self._repository.claim(
             shards=self._shards(),
             limit=self._options.batch_size,
@@ -279,11 +294,28 @@ class Relay:
             return _Pause(self._outage.failed("database", error, state=trouble.state), outage=True)
         self._outage.over()
         if worked:
-            self._idle_pause = timedelta(milliseconds=self._options.poll_interval_ms)
+            self._idle_pause = self._shortest_pause
             return None
         pause = self._idle_pause
         self._idle_pause = min(pause * 2, timedelta(milliseconds=self._options.max_poll_interval_ms))
         return _Pause(pause, outage=False)
+
+    def _rest(self, pause: _Pause, stop: StopFlag) -> None:
+        """Pause; a hint that rows were committed ends it, unless the database or the broker is away.
+
+        Hints are for all relays of the service: after one that led to nothing, the next is not listened to for the
+        shortest pause, so that what others publish costs this one no more than its polling does.
+        """
+        length = pause.length
+        if self._wake_ups is None or pause.outage:
+            stop.wait(length)
+            return
+        if self._was_woken:
+            deaf = min(self._shortest_pause, length)
+            stop.wait(deaf)
+            length -= deaf
+        stop.wait(length, until=self._wake_ups)
+        self._was_woken = self._wake_ups.clear()
 
     def _is_drained(self) -> bool:
         """Say whether nothing is due in any shard: also what a crashed relay held until its lease runs out."""
@@ -305,6 +337,9 @@ class Relay:
             self._leases.release()
         except (DatabaseError, InterfaceError) as error:
             logger.warning("relay of %s: leases run out by themselves: %s", self._route.service, error)
+        self._marks.close()
+        if self._wake_ups is not None:
+            self._wake_ups.close()
         if self._producer is not None:
             self._producer.close()
 

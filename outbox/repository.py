@@ -128,7 +128,10 @@ class OutboxRepository:
         """
         moment = to_db(self._connection, published_before)
         stuck = self._fetch(*self._searches.stuck(shards, moment, limit))
-        ids = [row[0] for row in stuck]
+        return self.redeliver_lost([row[0] for row in stuck])
+
+    def redeliver_lost(self, ids: Collection[int]) -> int:
+        """Send ``published`` rows again whose records are lost, as somebody knows who received what lay behind them."""
         return self._move(lifecycle.REDELIVER, ids, f"next_retry_at = {self._sql.now}", skip_locked=True)
 
     def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str]]:
@@ -180,6 +183,7 @@ class OutboxRepository:
                 id=row_id,
                 due_at=from_db(due_at) if status == Status.PENDING and due_at is not None else None,
                 unchanged_for=from_db(now) - from_db(updated_at),
+                is_sent=status == Status.PUBLISHED,
             )
             for key, row_id, status, due_at, updated_at, now, _event_type in details
         }

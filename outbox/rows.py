@@ -73,6 +73,8 @@ class Blocker:
     due_at: datetime | None
     """When it comes again; None when nobody knows: it is on its way, or parked until a person decides."""
     unchanged_for: timedelta
+    is_sent: bool = False
+    """Its record is on its way, as far as its row says."""
 
 
 @dataclass(frozen=True, slots=True)

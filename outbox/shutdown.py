@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import selectors
 import signal
+import socket
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
-from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import Protocol
+
+
+class HasFileno(Protocol):
+    """What a selector can wait for."""
+
+    def fileno(self) -> int: ...
 
 
 class StopFlag:
     """Asked to stop, or not yet. Safe to share between threads, and with a signal handler.
 
     Not a ``threading.Event``: its lock is held for moments of a wait, and a handler that sets it on the thread that
-    waits would wait for that lock for ever. Putting into a ``SimpleQueue`` is reentrant, as its documentation promises.
+    waits would wait for that lock for ever. A byte in a socket takes no lock, stays there for everybody who waits, and
+    can be waited for together with other sockets.
     """
 
     def __init__(self) -> None:
         self._is_set = False
-        self._woken: SimpleQueue[None] = SimpleQueue()
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        weakref.finalize(self, _close, self._reader, self._writer)
 
     @property
     def is_set(self) -> bool:
@@ -27,16 +39,22 @@ class StopFlag:
 
     def set(self) -> None:
         self._is_set = True
-        self._woken.put(None)
+        with suppress(BlockingIOError):  # full of earlier ones
+            self._writer.send(b"\0")
 
-    def wait(self, pause: timedelta) -> bool:
-        """Pause, but end early when asked to stop; say whether that was so."""
-        try:
-            self._woken.get(timeout=max(pause.total_seconds(), 0.0))
-        except Empty:
-            return self._is_set
-        self._woken.put(None)  # for the next one who waits
-        return True
+    def wait(self, pause: timedelta, *, until: HasFileno | None = None) -> bool:
+        """Pause, but end early when asked to stop, or when ``until`` can be read; say whether asked to stop."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._reader, selectors.EVENT_READ)
+            if until is not None:
+                selector.register(until, selectors.EVENT_READ)
+            selector.select(max(pause.total_seconds(), 0.0))
+        return self._is_set
+
+
+def _close(*sockets: socket.socket) -> None:
+    for each in sockets:
+        each.close()
 
 
 @contextmanager

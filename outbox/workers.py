@@ -17,7 +17,7 @@ from outbox import embedded
 from outbox.brokers import load_backend
 from outbox.brokers.base import Broker, TopicState
 from outbox.brokers.table import TableBroker
-from outbox.catalog import repository_of, route_registry
+from outbox.catalog import relay_hints, repository_of, route_registry, wake_up_place
 from outbox.conf import OutboxSettings, outbox_settings
 from outbox.consumer import Consumer
 from outbox.contracts import contracts
@@ -25,12 +25,14 @@ from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicN
 from outbox.handlers import handlers
 from outbox.handling import BatchHandling, ConsumerTotals
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
+from outbox.marks import Hand, OwnHand, SecondHand
 from outbox.outage import OutageWatch
 from outbox.policies import EventPolicies
 from outbox.rejections import RejectionStore
 from outbox.relay import Relay, RelayTotals
 from outbox.routes import ServiceRoute
 from outbox.shutdown import StopFlag
+from outbox.wakeups import open_wake_ups
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +67,11 @@ def open_broker() -> Iterator[Broker]:
         broker.close()
 
 
-def build_relay(route: ServiceRoute, broker: Broker) -> Relay:
-    """Return the relay of one service."""
+def build_relay(route: ServiceRoute, broker: Broker, *, hand: Hand | None = None) -> Relay:
+    """Return the relay of one service.
+
+    ``hand`` does its marking: by default a second one, but for SQLite, which has one writer at a time.
+    """
     configured = outbox_settings()
     worker_id = new_worker_id()
     return Relay(
@@ -82,6 +87,8 @@ def build_relay(route: ServiceRoute, broker: Broker) -> Relay:
         options=configured.relay,
         reference_bytes=configured.reference_bytes,
         clock=time.monotonic,
+        hand=hand or _hand_for(route),
+        wake_ups=lambda: open_wake_ups(wake_up_place(), route.service),
     )
 
 
@@ -102,6 +109,12 @@ def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
             retry_policy=policies.retry,
             parks_key=policies.parks_key,
             rand=random.random,
+            redeliver_after=(
+                timedelta(seconds=configured.relay.redeliver_after_seconds)
+                if broker.capabilities.keeps_records
+                else None
+            ),
+            wake_relays=relay_hints().giver(route.service),
         ),
         subscribe=lambda: broker.subscribe(route, client_id=_client_id(route, CONSUMER, worker_id)),
         options=configured.consumer,
@@ -174,6 +187,10 @@ def wait_for_topics(
             )
         stop.wait(timedelta(milliseconds=250))
     return []
+
+
+def _hand_for(route: ServiceRoute) -> Hand:
+    return OwnHand() if connections[route.database].vendor == "sqlite" else SecondHand(f"outbox-{route.service}-marks")
 
 
 def _presence(route: ServiceRoute, role: str, worker_id: str, configured: OutboxSettings) -> Presence:

@@ -220,6 +220,7 @@ def consumer(
     clock: Callable[[], float] | None = None,
     foreign_types: tuple[str, ...] = (),
     retry_policy: Callable[[str], RetryPolicy] | None = None,
+    redeliver_after: timedelta | None = None,
     **options: Any,
 ) -> Consumer:
     """Return a consumer of the agent service; ``options`` go to ``ConsumerOptions``."""
@@ -242,6 +243,7 @@ def consumer(
             retry_policy=retry_policy or toys.retry_policy,
             parks_key=toys.parks_key,
             rand=lambda: 0.0,
+            redeliver_after=redeliver_after,
         ),
         subscribe=subscribe or subscribe_to_broker,
         options=consumer_options,

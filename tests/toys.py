@@ -77,7 +77,7 @@ class RecordingStop(StopFlag):
         super().__init__()
         self.pauses: list[timedelta] = []
 
-    def wait(self, pause: timedelta) -> bool:
+    def wait(self, pause: timedelta, *, until: object = None) -> bool:
         self.pauses.append(pause)
         return self.is_set
 

@@ -22,6 +22,7 @@ from benchmarks.speed.sessions import Session, counted  # noqa: E402
 from benchmarks.tables import TABLE  # noqa: E402
 from benchmarks.writers import CONVERSATIONS, snapshot  # noqa: E402
 from outbox import publish_many, signals  # noqa: E402
+from outbox.marks import OwnHand  # noqa: E402
 from outbox.shutdown import StopFlag  # noqa: E402
 from outbox.workers import build_consumer, build_relay, open_broker, routes_of, topic_is_drained  # noqa: E402
 
@@ -67,7 +68,7 @@ def measure(events: int, payload_bytes: int) -> dict[str, Any]:
         payload = float(cursor.fetchone()[0])
     route = routes_of(["agent"])[0]
     with open_broker() as broker:
-        relay = build_relay(route, broker)
+        relay = build_relay(route, broker, hand=OwnHand())
         consumer = build_consumer(route, broker)
         return {
             "relay": count(lambda: relay.run(StopFlag(), once=True), signals.relayed, events=events, payload=payload),

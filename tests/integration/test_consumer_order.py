@@ -46,6 +46,35 @@ def test_thousands_that_wait_for_one_are_sent_again_a_few_at_a_time(alias: str, 
     assert consumer.totals.waited == len(waiting), "each waited once"
 
 
+def test_predecessor_whose_record_is_lost_is_sent_again_by_who_waits_for_it(alias: str, toys: Toys) -> None:
+    """Long before every consumer has certainly passed it, which in a backlog may take for ever."""
+    lost, waiting, fresh, behind_fresh = published(alias, 2) + published(alias, 2, key="fresh")
+    an_hour_ago = database_now(alias) - timedelta(hours=1)
+    change(alias, [lost], published_at=an_hour_ago, updated_at=an_hour_ago)
+    consumer = factories.consumer(alias, toys, redeliver_after=timedelta(minutes=5))
+
+    deliver(alias, consumer, [waiting, behind_fresh])
+
+    assert statuses(alias) == dict.fromkeys([lost, waiting, behind_fresh], "pending") | {fresh: "published"}
+    assert get(alias, lost).next_retry_at <= database_now(alias)
+    deliver(alias, consumer, [lost])
+    deliver(alias, consumer, [waiting])
+    assert effect_ids(alias) == [lost, waiting]
+    assert get(alias, lost).retry_count == 0
+
+
+def test_predecessor_that_is_parked_is_not_sent_again(alias: str, toys: Toys) -> None:
+    parked, waiting = published(alias, 2, event_type=PARKED)
+    toys.fail(parked, Discard("no"))
+    consumer = factories.consumer(alias, toys, redeliver_after=timedelta(minutes=5))
+    deliver(alias, consumer, [parked])
+    change(alias, [parked], updated_at=database_now(alias) - timedelta(hours=1))
+
+    deliver(alias, consumer, [waiting])
+
+    assert get(alias, parked).status == Status.DEAD
+
+
 @pytest.mark.parametrize(("event_type", "is_woken"), [(NOTE, True), (PARKED, False)])
 def test_next_one_is_woken_when_the_one_before_it_dies(
     alias: str, toys: Toys, consumer: Consumer, event_type: str, is_woken: bool

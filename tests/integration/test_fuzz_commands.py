@@ -47,7 +47,7 @@ FOREIGN: Final = "task.urgency.promote.requested"
 class StopsAfterOnePause(StopFlag):
     """A flag that is set by the first pause, which takes no time but has to be one that a thread can make."""
 
-    def wait(self, pause: timedelta) -> bool:
+    def wait(self, pause: timedelta, *, until: object = None) -> bool:
         if pause.total_seconds() > threading.TIMEOUT_MAX:
             raise OverflowError("timeout value is too large")
         self.set()

@@ -60,7 +60,7 @@ class Passing(StopFlag):
         super().__init__()
         self._clock, self._is_over = clock, is_over
 
-    def wait(self, pause: timedelta) -> bool:
+    def wait(self, pause: timedelta, *, until: object = None) -> bool:
         self._clock.advance(pause.total_seconds())
         if self._is_over():
             self.set()
@@ -150,7 +150,7 @@ class When(StopFlag):
         super().__init__()
         self._condition = condition
 
-    def wait(self, pause: timedelta) -> bool:
+    def wait(self, pause: timedelta, *, until: object = None) -> bool:
         wait_until(lambda: self._condition() or not super(When, self).wait(pause), timeout=30)
         if self._condition():
             self.set()

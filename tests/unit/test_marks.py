@@ -1,0 +1,119 @@
+"""What is remembered until it is marked, also while a second hand does the marking."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from outbox.marks import OwnHand, PublishedMarks, SecondHand
+from outbox.rows import Marked
+
+DEADLINE_S = 10
+
+
+class Table:
+    """Stands for the repository: marks when it is let, or fails."""
+
+    def __init__(self) -> None:
+        self.marked: list[int] = []
+        self.held: set[int] = set()
+        self.error: Exception | None = None
+        self.may_mark = threading.Event()
+        self.may_mark.set()
+        self.is_asked = threading.Event()
+        self.threads: set[int] = set()
+
+    def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
+        self.threads.add(threading.get_ident())
+        self.is_asked.set()
+        assert self.may_mark.wait(DEADLINE_S)
+        if self.error is not None:
+            raise self.error
+        done = [row_id for row_id in ids if row_id not in self.held]
+        self.marked += done
+        return Marked(len(done), [row_id for row_id in ids if row_id in self.held])
+
+
+@pytest.fixture
+def table() -> Table:
+    return Table()
+
+
+@pytest.fixture(params=["own", "second"])
+def hand(request: pytest.FixtureRequest) -> Iterator[Any]:
+    made = OwnHand() if request.param == "own" else SecondHand("marks")
+    yield made
+    made.close()
+
+
+def marks_of(table: Any, hand: Any) -> PublishedMarks:
+    return PublishedMarks(table, redeliver_after=timedelta(minutes=5), hand=hand)
+
+
+def test_what_is_marked_is_forgotten(table: Table, hand: Any) -> None:
+    marks = marks_of(table, hand)
+    marks.add([1, 2], claimed_at="then")
+    marks.add([3], claimed_at="now")
+    marks.finish()
+
+    assert (table.marked, len(marks)) == ([1, 2, 3], 0)
+
+
+def test_what_somebody_holds_is_marked_later(table: Table, hand: Any) -> None:
+    table.held = {2}
+    marks = marks_of(table, hand)
+    marks.add([1, 2], claimed_at="then")
+    marks.finish()
+    assert (1 in marks, 2 in marks) == (False, True)
+
+    marks.try_again()
+    assert 2 in marks
+    table.held = set()
+    marks.try_again()
+    assert (table.marked, len(marks)) == ([1, 2], 0)
+
+
+def test_failure_is_told_and_nothing_forgotten(table: Table, hand: Any) -> None:
+    marks = marks_of(table, hand)
+    table.error = ConnectionError("away")
+    with pytest.raises(ConnectionError):
+        marks.add([1], claimed_at="then")
+        marks.finish()
+    assert 1 in marks
+
+    with pytest.raises(ConnectionError):
+        marks.add([2], claimed_at="now")
+        marks.try_again()
+    assert (1 in marks, 2 in marks) == (True, True)
+    table.error = None
+    marks.try_again()
+    assert (sorted(table.marked), len(marks)) == ([1, 2], 0)
+
+
+def test_second_hand_marks_while_its_caller_goes_on(table: Table) -> None:
+    hand = SecondHand("marks")
+    marks = marks_of(table, hand)
+    table.may_mark.clear()
+
+    marks.add([1, 2], claimed_at="then")  # with one hand only this would wait for the table
+    assert table.is_asked.wait(DEADLINE_S)
+    assert (1 in marks, 2 in marks) == (True, True), "not to be sent again meanwhile"
+
+    ahead = threading.Thread(target=lambda: marks.add([3], claimed_at="now"))
+    ahead.start()
+    ahead.join(0.05)
+    assert ahead.is_alive(), "nobody gets further ahead than by one piece"
+    table.may_mark.set()
+    ahead.join(DEADLINE_S)
+    marks.finish()
+    assert (table.marked, len(marks)) == ([1, 2, 3], 0)
+    assert threading.get_ident() not in table.threads
+    hand.close()
+
+
+def test_hand_that_never_worked_can_be_closed() -> None:
+    SecondHand("marks").close()
