@@ -20,11 +20,13 @@ from outbox.envelope import Envelope, encode_envelope, encode_message
 from outbox.handling import BatchHandling
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases
 from outbox.lifecycle import Status
+from outbox.marks import Hand
 from outbox.models import ShardLease, Worker
 from outbox.rejections import RejectionStore
 from outbox.relay import Relay
 from outbox.repository import OutboxRepository
 from outbox.sql import dialect_of, from_db
+from outbox.wakeups import WakeUpSocket
 from tests.toys import NOTE, SERVICE, ManualClock, Toys
 
 TABLE = "agent_outbox_messages"
@@ -196,6 +198,8 @@ def relay(
     foreign_types: tuple[str, ...] = (),
     reference_bytes: int = 1000,
     worker_leases: ShardLeases | None = None,
+    hand: Hand | None = None,
+    wake_ups: Callable[[], WakeUpSocket | None] = lambda: None,
     **options: Any,
 ) -> Relay:
     """Return a relay of the agent service; ``options`` go to ``RelayOptions``."""
@@ -208,6 +212,8 @@ def relay(
         options=RelayOptions(**options),
         reference_bytes=reference_bytes,
         clock=clock,
+        hand=hand,
+        wake_ups=wake_ups,
     )
 
 
@@ -221,6 +227,7 @@ def consumer(
     foreign_types: tuple[str, ...] = (),
     retry_policy: Callable[[str], RetryPolicy] | None = None,
     redeliver_after: timedelta | None = None,
+    wake_relays: Callable[[], None] = lambda: None,
     **options: Any,
 ) -> Consumer:
     """Return a consumer of the agent service; ``options`` go to ``ConsumerOptions``."""
@@ -244,6 +251,7 @@ def consumer(
             parks_key=toys.parks_key,
             rand=lambda: 0.0,
             redeliver_after=redeliver_after,
+            wake_relays=wake_relays,
         ),
         subscribe=subscribe or subscribe_to_broker,
         options=consumer_options,

@@ -31,6 +31,7 @@ from kafka.errors import (
 )
 
 from outbox.brokers._kafka_client import ClientFactory, abandon, describe
+from outbox.brokers._kafka_encoding import KeyPartitioner, RecordWriter
 from outbox.brokers.base import OutgoingRecord, Refusal, SendReport
 from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError
 
@@ -76,6 +77,10 @@ class _Link:
     client: Any
     batches: deque[_Batch] = field(default_factory=deque)
     known_topics: set[str] = field(default_factory=set)
+    _writer: RecordWriter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._writer = RecordWriter(self.client)
 
     def missing(self, topics: Iterable[str]) -> dict[str, str]:
         """Return the topics that cannot be sent to now, and why. Waits for the brokers' answer, within a bound."""
@@ -112,11 +117,11 @@ class _Link:
         # Brokers refuse records from the future (``message.timestamp.after.max.ms``, an hour), and by the clock of this
         # process a relay on a machine whose clock is wrong could send nothing, and nobody would take over from it.
         timestamp_ms = None if record.sent_at is None else int(record.sent_at.timestamp() * 1000)
-        return self.client.send(
+        return self._writer.write(
             record.topic,
-            value=record.value,
             key=record.key.encode(),
-            headers=list(record.headers),
+            value=record.value,
+            headers=record.headers,
             timestamp_ms=timestamp_ms,
         )
 
@@ -258,6 +263,7 @@ class KafkaRecordProducer:
             "delivery_timeout_ms": max(DELIVERY_TIMEOUT_MS, self._clients.request_timeout_ms + 1_000),
             "max_block_ms": self._clients.request_timeout_ms,
             "metrics_enabled": False,
+            "partitioner": KeyPartitioner(),
         }
         return self._clients.producer(defaults, client_id=self._client_id, fixed={"acks": "all", **fixed})
 

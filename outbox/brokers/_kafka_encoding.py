@@ -1,0 +1,202 @@
+"""Hands records to a ``KafkaProducer`` at half of what its ``send`` costs; the topic gets the same bytes.
+
+``send`` goes over the headers of a record four times: to check, to measure, to write and to count them, the last two
+under the lock of the partition; it writes every length and hashes every key byte by byte. Here a record is encoded
+once, before any lock, from parts that are mostly known: names of headers and lengths. The batch takes it as it is.
+
+Measured with records of 1 kB and ten headers, in µs of CPU a record: ``send`` 28, records encoded here 18, and with
+``KeyPartitioner`` 13.
+
+A record that is out of the ordinary (too large, of a wrong type, for a topic that is not known yet) goes through
+``send`` itself: so what is refused, how it is said and how long it is waited for stay the client's own.
+
+What is used here of the client and is not public:
+
+* ``KafkaProducer._closed``, ``_partition``, ``_accumulator``, ``_sender``: the parts that ``send`` puts together. There
+  is no public way to give a record to the accumulator.
+* ``DefaultRecordBatchBuilder._buffer``, ``_batch_size``, ``_first_timestamp``, ``_max_timestamp``, ``_last_offset``,
+  ``_num_records``: what its ``append`` keeps up to date. It has no way to take bytes that are a record already.
+"""
+
+# ruff: noqa: SLF001 - each is named above, and why
+
+from __future__ import annotations
+
+import struct
+import time
+from typing import Any, Final
+
+from kafka.partitioner import DefaultPartitioner
+from kafka.record.default_records import DefaultRecordBatchBuilder, DefaultRecordMetadata
+from kafka.record.util import encode_varint
+from kafka.structs import TopicPartition
+
+from outbox.envelope import Headers
+
+OVERHEAD_BYTES: Final[int] = (
+    DefaultRecordBatchBuilder.HEADER_STRUCT.size + DefaultRecordBatchBuilder.MAX_RECORD_OVERHEAD
+)
+"""What ``send`` adds to key, value and headers before it compares with ``max_request_size``."""
+
+_KNOWN_LENGTHS: Final = 1 << 13
+"""Numbers below take two bytes at most; these are kept, less than 1 MB of them."""
+
+_KNOWN_NAMES: Final = 1 << 10
+"""Header names that are kept: ours are about ten, and a stranger's must not fill the memory."""
+
+_TIMES: Final = (int, type(None))
+
+_append_part_by_part: Final = DefaultRecordBatchBuilder.append
+
+
+class _Varints(dict[int, bytes]):
+    """Numbers as a record holds them."""
+
+    def __missing__(self, number: int) -> bytes:
+        written = bytearray()
+        encode_varint(number, written.append)
+        encoded = bytes(written)
+        if 0 <= number < _KNOWN_LENGTHS:
+            self[number] = encoded
+        return encoded
+
+
+class _Names(dict[str, bytes]):
+    """Names of headers as a record holds them, with their length before them."""
+
+    def __missing__(self, name: str) -> bytes:
+        text = name.encode()
+        encoded = _varints[len(text)] + text
+        if len(self) < _KNOWN_NAMES:
+            self[name] = encoded
+        return encoded
+
+
+_varints: Final = _Varints()
+_names: Final = _Names()
+
+
+class EncodedRecord:
+    """Key, value and headers as a record holds them; it goes to the batch in the place of the headers."""
+
+    __slots__ = ("content",)
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __bool__(self) -> bool:
+        """Say that there are no headers: the client would add up their sizes for its answer, which is not looked at."""
+        return False
+
+
+def encode(key: bytes, value: bytes, headers: Headers) -> EncodedRecord:
+    """Encode a record without what depends on its place in the batch.
+
+    :raises TypeError, AttributeError, ValueError: it is out of the ordinary; ``send`` has to say whether it is taken.
+    """
+    if type(key) is not bytes or type(value) is not bytes:
+        raise TypeError(key, value)
+    parts = [_varints[len(key)], key, _varints[len(value)], value, _varints[len(headers)]]
+    for header in headers:
+        name, content = header
+        if type(content) is not bytes or type(header) is not tuple:
+            raise TypeError(header)
+        parts += (_names[name], _varints[len(content)], content)
+    return EncodedRecord(b"".join(parts))
+
+
+def _append(  # noqa: PLR0917 - as the client calls it
+    builder: Any, offset: int, timestamp: int | None, key: Any, value: Any, headers: Any
+) -> Any:
+    """Add a record to a batch as ``append`` does; return None when the batch is full."""
+    if type(headers) is not EncodedRecord:
+        return _append_part_by_part(builder, offset, timestamp, key, value, headers)
+    if timestamp is None:
+        timestamp = int(time.time() * 1000)
+    content = headers.content
+    first = builder._first_timestamp
+    place = _varints[0 if first is None else timestamp - first] + _varints[offset]
+    length = 1 + len(place) + len(content)
+    prefix = _varints[length]
+    size = len(prefix) + length
+    buffer = builder._buffer
+    if first is None:
+        builder._first_timestamp = builder._max_timestamp = timestamp
+    elif len(buffer) + size > builder._batch_size:
+        return None
+    elif builder._max_timestamp < timestamp:
+        builder._max_timestamp = timestamp
+    builder._num_records += 1
+    builder._last_offset = offset
+    buffer += b"%b\x00%b%b" % (prefix, place, content)  # the zero stands for attributes, which there are none of
+    return DefaultRecordMetadata(offset, size, timestamp)
+
+
+def take_encoded_records() -> None:
+    """Have the batches of every producer of this process take records of ``encode``, beside those of ``send``."""
+    DefaultRecordBatchBuilder.append = _append
+
+
+class RecordWriter:
+    """Gives records to one client. Threads share it as they share the client."""
+
+    def __init__(self, client: Any) -> None:
+        take_encoded_records()
+        self._client = client
+        self._limit_bytes = client.config["max_request_size"]
+        # Kafka before 0.11 has batches without headers; the rest our options do not allow.
+        self._is_plain = client.max_usable_produce_magic(client.config["api_version"]) == 2 and not any(
+            client.config[option] for option in ("key_serializer", "value_serializer", "transactional_id")
+        )
+
+    def write(self, topic: str, *, key: bytes, value: bytes, headers: Headers, timestamp_ms: int | None) -> Any:
+        """Do what ``KafkaProducer.send`` does; return and raise what it does."""
+        client = self._client
+        try:
+            encoded = encode(key, value, headers)
+        except (TypeError, AttributeError, ValueError):
+            encoded = None
+        if (
+            encoded is None
+            or len(encoded.content) + OVERHEAD_BYTES > self._limit_bytes
+            or type(timestamp_ms) not in _TIMES
+            or client._closed
+            or not self._is_plain
+            or (partition := client._partition(topic, None, key, value, key, value)) is None
+        ):
+            return client.send(topic, value=value, key=key, headers=list(headers), timestamp_ms=timestamp_ms)
+        future, is_full, is_new, _ = client._accumulator.append(
+            TopicPartition(topic, partition), timestamp_ms, key, value, encoded
+        )
+        if is_full or is_new:
+            client._sender.wakeup()
+        return future
+
+
+class KeyPartitioner(DefaultPartitioner):  # type: ignore[misc]
+    """Puts keys where the client's own partitioner does, for less: it takes four bytes of a key at a time."""
+
+    def partition(  # noqa: PLR0917 - as the client calls it
+        self, topic: str, key: Any, serialized_key: Any, value: Any, serialized_value: Any, cluster: Any
+    ) -> Any:
+        known = cluster.partitions_for_topic(topic)
+        if type(serialized_key) is not bytes or not known:
+            return super().partition(topic, key, serialized_key, value, serialized_value, cluster)
+        return sorted(known)[(murmur2(serialized_key) & 0x7FFFFFFF) % len(known)]
+
+
+_FACTOR: Final = 0x5BD1E995
+_UINT32: Final = 0xFFFFFFFF
+
+
+def murmur2(data: bytes) -> int:
+    """Return the 32-bit MurmurHash2 of ``data`` with the seed that Kafka's clients share."""
+    size = len(data)
+    mixed = 0x9747B28C ^ size
+    for word in struct.unpack_from(f"<{size // 4}I", data):
+        product = word * _FACTOR & _UINT32
+        mixed = (mixed * _FACTOR ^ (product ^ product >> 24) * _FACTOR) & _UINT32
+    if rest := data[size & ~3 :]:
+        mixed = (mixed ^ int.from_bytes(rest, "little")) * _FACTOR & _UINT32
+    mixed = (mixed ^ mixed >> 13) * _FACTOR & _UINT32
+    return mixed ^ mixed >> 15
