@@ -21,8 +21,8 @@ _AT_ONCE: Final = 20
 _APART: Final = timedelta(seconds=1)
 """So a key has about twenty events a second sent again for nothing, however many wait."""
 
-_IN_ALL: Final = 100
-"""And all keys of one consumer together about so many: a part of what a slow handler leaves it time for."""
+_IN_ALL: Final = 25
+"""And all keys of one consumer together about so many: a small part of what even a slow handler leaves it time for."""
 
 WIDEST: Final = 128
 """Events of one key that are woken at one time: a part of a batch."""
@@ -53,8 +53,9 @@ class WaitingEvents:
         ``in_hand`` events of the key that wait before it are not noted yet.
         """
         line = self._lines.get(key)
-        ahead = max(in_hand, 0 if line is None else bisect_left(line.ids, row_id))
-        return _APART * (ahead // _AT_ONCE + self._count // _IN_ALL)
+        own = [] if line is None else line.ids
+        ahead = max(in_hand, bisect_left(own, row_id))
+        return _APART * (ahead // _AT_ONCE + (self._count - len(own)) // _IN_ALL)
 
     def next_of(self, key: str, *, besides: Collection[int] = ()) -> list[int]:
         """Return whom to wake when an event of ``key`` is finished, leaving out those in hand."""
