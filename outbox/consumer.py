@@ -12,9 +12,10 @@ from django.db.utils import DatabaseError, InterfaceError
 from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
-from outbox.handling import BatchHandling, ConsumerTotals
+from outbox.handling import BatchHandling
 from outbox.leases import Presence, Switches
 from outbox.outage import OutageWatch
+from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
 from outbox.shutdown import StopFlag
 from outbox.sql import Trouble, trouble_of

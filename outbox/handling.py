@@ -1,51 +1,44 @@
 """Brings a batch of records to its end: runs the handlers in the transaction that marks their events consumed.
 
 A record only says which row to look at; the row is the truth. So a repeated record changes nothing, and an edited event
-runs with its new payload whatever is still on the topic. A batch that fails is done again in halves until the guilty
-event stands alone.
+runs with its new payload whatever is still on the topic. A batch that fails is done again without the events that it
+fails by, and those alone.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox import signals
 from outbox.backoff import RetryPolicy, delay
 from outbox.blame import failure_of, raise_if_away, trouble_behind
 from outbox.brokers.base import IncomingRecord
 from outbox.conf import ConsumerOptions
 from outbox.contracts import ContractRegistry
+from outbox.delivering import call_handlers, sift
 from outbox.envelope import decode_envelope, decode_message
 from outbox.exceptions import (
     ClosedConnectionError,
     Discard,
     EnvelopeError,
-    HandlerExitError,
     LostRowError,
     NoHandlerError,
     Retry,
     UnknownEventTypeError,
     UnreadableError,
 )
-from outbox.handlers import Delivery, Handler, HandlerRegistry
+from outbox.handlers import Delivery, HandlerRegistry
 from outbox.lifecycle import UNFINISHED
-from outbox.planning import Plan, Readable, group, lost_before, make_plan, waits_until
+from outbox.outcomes import ConsumerTotals, News, Outcome
+from outbox.planning import Burial, Plan, Readable, lost_before, make_plan, waits_until
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Locked
 from outbox.sql import RolledBackWatch, Trouble
-from outbox.tracing import traceparent
 from outbox.waiting import WaitingEvents
-
-logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE = timedelta(days=3650)
 """Whatever a handler asks for, the moment must be one that a database can hold."""
@@ -55,22 +48,6 @@ _CONTENTION_LIMIT = 5
 
 _WOKEN_AT_ONCE = 500
 """About so many events are woken by one batch; the others come when they are due."""
-
-
-@dataclass(slots=True)
-class ConsumerTotals:
-    """What a consumer has done since it started, in events (``rejected``: in records)."""
-
-    consumed: int = 0
-    retried: int = 0
-    waited: int = 0
-    dead: int = 0
-    rejected: int = 0
-    duplicates: int = 0
-
-    @property
-    def handled(self) -> int:
-        return self.consumed + self.retried + self.waited + self.dead + self.rejected + self.duplicates
 
 
 _Messages = dict[tuple[int, str], list[IncomingRecord]]
@@ -87,22 +64,6 @@ class _HandlingFailed(Exception):  # noqa: N818 - carries the cause out of the t
 
 class _TooMuchAtOnce(Exception):  # noqa: N818 - not an error: the batch is cut
     """The payloads of the batch are more than one transaction should hold."""
-
-
-@dataclass(slots=True)
-class _Outcome:
-    """What one transaction did; told to the world after it committed."""
-
-    consumed: Counter[str] = field(default_factory=Counter)
-    waited: int = 0
-    redelivered: int = 0
-    duplicates: int = 0
-    buried: list[tuple[Locked, str]] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
-    put_back: dict[str, list[int]] = field(default_factory=dict)
-    finished: dict[str, list[int]] = field(default_factory=dict)
-    """By key; of events that died, those that let their key go on."""
-    woken: dict[str, list[int]] = field(default_factory=dict)
 
 
 class BatchHandling:
@@ -128,6 +89,7 @@ class BatchHandling:
         wake_relays: Callable[[], None] = lambda: None,
     ) -> None:
         self.totals = ConsumerTotals()
+        self._news = News(repository.route.service, self.totals)
         self._repository = repository
         self._route = repository.route
         self._rejections = rejections
@@ -150,7 +112,7 @@ class BatchHandling:
         for attempt in range(1, _CONTENTION_LIMIT + 1):
             failed: _HandlingFailed | None = None
             try:
-                self._tell(self._in_one_transaction(ordered))
+                self._committed(self._in_one_transaction(ordered))
             except _TooMuchAtOnce:
                 pass
             except _HandlingFailed as error:
@@ -161,10 +123,10 @@ class BatchHandling:
             contended = failed is not None and trouble_behind(failed.cause, self._route.database) is Trouble.CONTENTION
             if contended and attempt < _CONTENTION_LIMIT:
                 continue
-            if failed is None or len(ordered) > 1:
-                self._in_halves(ordered)
-            else:
+            if failed is not None and len(ordered) == 1:
                 self._blame(failed, contended=contended)
+            elif failed is None or contended or not self._without_the_guilty(ordered):
+                self._in_halves(ordered)
             return
 
     def _blame(self, failed: _HandlingFailed, *, contended: bool) -> None:
@@ -176,6 +138,17 @@ class BatchHandling:
         else:
             self._note_failure(failed.row, failed.cause)
 
+    def _without_the_guilty(self, records: list[IncomingRecord]) -> bool:
+        """Do what can be done in one transaction, and then the others by themselves; say whether that went well."""
+        try:
+            outcome = self._in_one_transaction(records, sift=True)
+        except (_HandlingFailed, _TooMuchAtOnce):
+            return False
+        self._committed(outcome)
+        for portion in outcome.left:
+            self.handle(portion)
+        return True
+
     def _in_halves(self, records: list[IncomingRecord]) -> None:
         middle = len(records) // 2
         self.handle(records[:middle])
@@ -183,8 +156,9 @@ class BatchHandling:
 
     # --- one transaction -----------------------------------------------------------------------------------------
 
-    def _in_one_transaction(self, records: Sequence[IncomingRecord]) -> _Outcome:
-        outcome = _Outcome()
+    def _in_one_transaction(self, records: Sequence[IncomingRecord], *, sift: bool = False) -> Outcome:
+        """Do all or nothing; with ``sift``, all but the events whose handlers fail, and what comes behind them."""
+        outcome = Outcome()
         messages = self._decode(records, outcome)
         row: Locked | None = None
         began_on: object = None
@@ -204,8 +178,12 @@ class BatchHandling:
                     parks_key=self._parks_key,
                 )
                 self._put_back(plan, outcome)
-                self._bury(plan, outcome)
-                self._deliver(plan.deliver, outcome)
+                if sift:
+                    self._leave_the_guilty(plan, messages, outcome)
+                else:
+                    self._call(plan.deliver)
+                self._bury(plan.bury, outcome)
+                self._finish(plan.deliver, outcome)
                 self._wake(outcome)
                 if outcome.rejected:
                     self._rejections.add(outcome.rejected)
@@ -216,7 +194,7 @@ class BatchHandling:
             raise _HandlingFailed(row, error) from error
         return outcome
 
-    def _decode(self, records: Sequence[IncomingRecord], outcome: _Outcome) -> _Messages:
+    def _decode(self, records: Sequence[IncomingRecord], outcome: Outcome) -> _Messages:
         messages: _Messages = {}
         for record in records:
             try:
@@ -230,7 +208,7 @@ class BatchHandling:
                 messages.setdefault((message.outbox_id, message.event_type), []).append(record)
         return messages
 
-    def _live(self, rows: Sequence[Locked], messages: _Messages, outcome: _Outcome) -> list[Locked]:
+    def _live(self, rows: Sequence[Locked], messages: _Messages, outcome: Outcome) -> list[Locked]:
         """Return the rows that still have their effect before them; reject records that no row belongs to."""
         found = {row.id: row for row in rows}
         live = []
@@ -277,7 +255,7 @@ class BatchHandling:
         )
         return Readable(delivery, handler)
 
-    def _put_back(self, plan: Plan, outcome: _Outcome) -> None:
+    def _put_back(self, plan: Plan, outcome: Outcome) -> None:
         if not plan.wait:
             return
         now = self._repository.now()
@@ -297,20 +275,45 @@ class BatchHandling:
         if self._redeliver_after is not None:
             outcome.redelivered = self._repository.redeliver_lost(lost_before(plan.wait, after=self._redeliver_after))
 
-    def _bury(self, plan: Plan, outcome: _Outcome) -> None:
-        for burial in plan.bury:
+    def _bury(self, burials: Sequence[Burial], outcome: Outcome) -> None:
+        for burial in burials:
             failure = failure_of(burial.error, with_traceback=False)
             self._repository.bury(burial.row.id, failure=failure, parks_key=burial.parks_key)
             outcome.buried.append((burial.row, failure.reason))
             if not burial.parks_key:
                 outcome.finished.setdefault(burial.row.message_key, []).append(burial.row.id)
 
-    def _deliver(self, readables: Sequence[Readable], outcome: _Outcome) -> None:
+    def _leave_the_guilty(self, plan: Plan, messages: _Messages, outcome: Outcome) -> None:
+        """Call the handlers; take out of ``plan`` what they fail by and what comes after it, and leave it for later."""
+        sifted = sift(plan.deliver, self._bears)
+        plan.deliver = sifted.good
+        portions = [[(each.delivery.outbox_id, each.delivery.event_type)] for each in sifted.guilty]
+        behind = [(each.delivery.outbox_id, each.delivery.event_type) for each in sifted.behind]
+        for burial in list(plan.bury):
+            if sifted.is_behind(burial.row.message_key, burial.row.id):
+                plan.bury.remove(burial)
+                behind.append((burial.row.id, burial.row.event_type))
+        outcome.left = [[messages[row][0] for row in portion] for portion in (*portions, behind) if portion]
+
+    def _bears(self, readables: Sequence[Readable]) -> bool:
+        """Call the handlers; undo what they did and say so when they fail by a fault of their own or of an event."""
+        database = connections[self._route.database]
+        try:
+            with transaction.atomic(using=self._route.database):
+                self._call(readables)
+        except Exception as error:
+            is_lost = database.needs_rollback or database.closed_in_transaction
+            if is_lost or trouble_behind(error, self._route.database) is not Trouble.STATEMENT:
+                raise
+            return False
+        return True
+
+    def _call(self, readables: Sequence[Readable]) -> None:
         database = connections[self._route.database]
         watch = RolledBackWatch()
         try:
             with database.execute_wrapper(watch):
-                self._call_handlers(readables)
+                call_handlers(readables)
         except Exception as error:
             if database.closed_in_transaction:
                 watch.check()
@@ -320,6 +323,8 @@ class BatchHandling:
         watch.check()
         if database.closed_in_transaction:
             raise ClosedConnectionError
+
+    def _finish(self, readables: Sequence[Readable], outcome: Outcome) -> None:
         ids = [readable.delivery.outbox_id for readable in readables]
         if self._repository.mark_consumed(ids) != len(ids):
             raise LostRowError(f"rows of {self._route.table} changed while they were locked: {ids[:10]}")
@@ -327,7 +332,7 @@ class BatchHandling:
         for readable in readables:
             outcome.finished.setdefault(readable.delivery.message_key, []).append(readable.delivery.outbox_id)
 
-    def _wake(self, outcome: _Outcome) -> None:
+    def _wake(self, outcome: Outcome) -> None:
         """Make those due that waited for what is finished, unless events of their key in hand still have to wait."""
         count = 0
         for key, gone in outcome.finished.items():
@@ -337,24 +342,6 @@ class BatchHandling:
                 count += len(ids)
         if outcome.woken:
             self._repository.wake([row_id for ids in outcome.woken.values() for row_id in ids])
-
-    def _call_handlers(self, readables: Sequence[Readable]) -> None:
-        for handler, deliveries in group(readables):
-            try:
-                self._call(handler, deliveries)
-            except (Exception, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                raise HandlerExitError(error) from error
-
-    def _call(self, handler: Handler, deliveries: list[Delivery[Any]]) -> None:
-        if handler.batch:
-            with traceparent(deliveries[0].traceparent if len(deliveries) == 1 else ""):
-                handler.function(deliveries)
-        else:
-            for delivery in deliveries:
-                with traceparent(delivery.traceparent):
-                    handler.function(delivery)
 
     # --- what fails ----------------------------------------------------------------------------------------------
 
@@ -373,7 +360,7 @@ class BatchHandling:
                 self._waiting.finished(row.message_key, gone=[row.id], woken=woken)
                 if woken:
                     self._wake_relays()
-                self._told_dead(row, failure.reason)
+                self._news.tell_dead(row, failure.reason)
             return
         pause = error.after if isinstance(error, Retry) else None
         if pause is None:
@@ -383,25 +370,7 @@ class BatchHandling:
             noted = self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
         if not noted:
             return  # somebody else moved it meanwhile, or it failed behind its commit
-        self.totals.retried += 1
-        logger.warning(
-            "consumer of %s: row %s (%s) failed, attempt %d of %d, again in %.1f s: %s",
-            self._route.service,
-            row.id,
-            row.event_type,
-            attempt,
-            row.max_retry,
-            pause.total_seconds(),
-            failure.reason,
-        )
-        signals.retried.send_robust(
-            self._route.service,
-            outbox_id=row.id,
-            event_type=row.event_type,
-            attempt=attempt,
-            delay=pause,
-            error=error,
-        )
+        self._news.tell_retried(row, pause, error=error, reason=failure.reason)
 
     def _let_wait(self, row: Locked) -> None:
         """Put off an event that somebody else's locks are in the way of; it is not its fault and costs no attempt."""
@@ -409,46 +378,17 @@ class BatchHandling:
             until = self._repository.now() + timedelta(seconds=1 + self._rand())
             self.totals.waited += self._repository.wait([row.id], until=until)
 
-    # --- telling -------------------------------------------------------------------------------------------------
+    # --- what was committed --------------------------------------------------------------------------------------
 
-    def _tell(self, outcome: _Outcome) -> None:
-        service = self._route.service
-        consumed = outcome.consumed.total()
-        self.totals.consumed += consumed
-        self.totals.waited += outcome.waited
-        self.totals.duplicates += outcome.duplicates
-        self.totals.rejected += len(outcome.rejected)
-        if consumed:
-            signals.consumed.send_robust(service, count=consumed, event_types=dict(outcome.consumed))
-        if outcome.waited:
-            signals.waited.send_robust(service, count=outcome.waited)
+    def _committed(self, outcome: Outcome) -> None:
+        """Remember who waits for whom, and tell the world."""
         for key, gone in outcome.finished.items():
             self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
         for key, ids in outcome.put_back.items():
             self._waiting.put_back(key, ids)
-        if outcome.redelivered:
-            logger.warning(
-                "consumer of %s: %d rows go out again: they were published, and what was sent after them came without"
-                " them",
-                service,
-                outcome.redelivered,
-            )
-            signals.redelivered.send_robust(service, count=outcome.redelivered)
         if outcome.woken or outcome.redelivered:
             self._wake_relays()
-        if outcome.rejected:
-            reasons = [rejection.reason for rejection in outcome.rejected]
-            logger.error(
-                "consumer of %s: %d records rejected, kept for a person: %s", service, len(reasons), reasons[0]
-            )
-            signals.rejected.send_robust(service, count=len(reasons), reasons=reasons)
-        for row, reason in outcome.buried:
-            self._told_dead(row, reason)
-
-    def _told_dead(self, row: Locked, reason: str) -> None:
-        self.totals.dead += 1
-        logger.error("consumer of %s: row %s (%s) is dead: %s", self._route.service, row.id, row.event_type, reason)
-        signals.buried.send_robust(self._route.service, outbox_id=row.id, event_type=row.event_type, reason=reason)
+        self._news.tell(outcome)
 
 
 def _place(record: IncomingRecord) -> tuple[int, int]:

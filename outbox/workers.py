@@ -23,10 +23,11 @@ from outbox.consumer import Consumer
 from outbox.contracts import contracts
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError
 from outbox.handlers import handlers
-from outbox.handling import BatchHandling, ConsumerTotals
+from outbox.handling import BatchHandling
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
 from outbox.marks import Hand, OwnHand, SecondHand
 from outbox.outage import OutageWatch
+from outbox.outcomes import ConsumerTotals
 from outbox.policies import EventPolicies
 from outbox.rejections import RejectionStore
 from outbox.relay import Relay, RelayTotals

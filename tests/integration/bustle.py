@@ -159,9 +159,9 @@ class Bustle:
         )
         in_one_transaction = consumer._handling._in_one_transaction
 
-        def timed(records: Any) -> Any:
+        def timed(records: Any, **how: Any) -> Any:
             self._began.at = time.monotonic()
-            return in_one_transaction(records)
+            return in_one_transaction(records, **how)
 
         consumer._handling._in_one_transaction = timed  # type: ignore[method-assign]
         return consumer

@@ -103,7 +103,7 @@ def test_shard_that_another_takes_in_the_same_moment_is_not_held_twice(
 
     def overtaken() -> Any:
         calls.append(len(calls))
-        if len(calls) == 5:  # it has looked at what is free, and is about to take it
+        if len(calls) == 4:  # it has looked at what is free, and is about to take it
             quick.refresh()
         return real()
 
