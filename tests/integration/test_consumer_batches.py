@@ -14,8 +14,8 @@ from outbox import Discard
 from outbox.consumer import Consumer
 from tests import factories
 from tests.consumers import deliver, published
-from tests.factories import get, make_due, records_of, row
-from tests.toys import BULK, HANDLED, Toys, effect_ids
+from tests.factories import get, make_due, records_of, row, statuses
+from tests.toys import BULK, HANDLED, NOTE, Toys, effect_ids
 
 HOUR = timedelta(hours=1)
 
@@ -97,6 +97,27 @@ class _Model:
     def _blocks(other: SimpleNamespace, event: SimpleNamespace) -> bool:
         unfinished = other.status in {"pending", "published"} or (other.status == "dead" and other.parks)
         return other.key == event.key and other.id < event.id and unfinished
+
+
+@pytest.mark.parametrize("event_type", [NOTE, BULK])
+def test_batch_with_one_bad_event_locks_and_marks_the_others_once(
+    alias: str, toys: Toys, consumer: Consumer, event_type: str
+) -> None:
+    """It fails, it is done again without the bad one, and that one alone: so it costs less than two good ones."""
+    ids = published(alias, 64, key=lambda number: f"key-{number}", event_type=event_type)
+    bad = ids[37]
+    toys.fail(bad, ValueError("no"))
+    records = records_of(alias, ids)
+
+    with CaptureQueriesContext(connections[alias]) as captured:
+        consumer.handle(records)
+
+    statements = [query["sql"] for query in captured]
+    locks = [each for each in statements if "replay_count, max_retry" in each and each.startswith("SELECT")]
+    marks = [each for each in statements if each.startswith("UPDATE") and "consumed_at = " in each]
+    assert (len(locks), len(marks)) == (3, 1)
+    assert effect_ids(alias) == [each for each in ids if each != bad]
+    assert statuses(alias) == dict.fromkeys(ids, "consumed") | {bad: "pending"}
 
 
 @pytest.mark.parametrize("seed", range(12))

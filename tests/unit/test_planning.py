@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.handlers import Handler
-from outbox.planning import Readable, group, make_plan, waits_until
+from outbox.planning import Readable, group, lost_before, make_plan, waits_until
 from outbox.rows import Blocker, Locked
 from tests.plans import BATCH, OTHER, SINGLE, Nothing, locked, parks_key, read, readable
 
@@ -165,6 +165,23 @@ def test_pause_follows_from_what_the_predecessor_does(
 
 def test_row_whose_predecessor_has_just_died_in_the_same_batch_waits_shortly() -> None:
     assert waits_until(None, now=NOW, shortest=SHORTEST, longest=LONGEST) == NOW + SHORTEST
+
+
+@pytest.mark.parametrize(
+    ("is_sent", "unchanged_for_s", "is_lost"),
+    [
+        (True, 300, True),
+        (True, 299, False),  # it may still be on its way
+        (False, 3600, False),  # in its back-off, or parked
+    ],
+)
+def test_predecessor_that_was_sent_long_ago_and_has_not_come_is_lost(
+    is_sent: bool, unchanged_for_s: float, is_lost: bool
+) -> None:
+    before = Blocker(id=1, due_at=None, unchanged_for=timedelta(seconds=unchanged_for_s), is_sent=is_sent)
+    waiting: list[tuple[Locked, Blocker | None]] = [(locked(2), before), (locked(3), before), (locked(4), None)]
+
+    assert lost_before(waiting, after=timedelta(minutes=5)) == ([1] if is_lost else [])
 
 
 def test_readable_keeps_its_delivery() -> None:
