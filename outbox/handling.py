@@ -146,13 +146,14 @@ class BatchHandling:
             return False
         self._committed(outcome)
         for portion in outcome.left:
-            self.handle(portion)
+            self._in_halves(portion)  # what comes behind a guilty event may hold as many more of them
         return True
 
     def _in_halves(self, records: list[IncomingRecord]) -> None:
         middle = len(records) // 2
-        self.handle(records[:middle])
-        self.handle(records[middle:])
+        for half in (records[:middle], records[middle:]):
+            if half:
+                self.handle(half)
 
     # --- one transaction -----------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 from types import SimpleNamespace
 
@@ -99,6 +100,27 @@ class _Model:
         return other.key == event.key and other.id < event.id and unfinished
 
 
+@pytest.mark.parametrize("database_alias", ["default"], indirect=True)
+def test_large_batch_of_one_key_in_which_every_event_dies(alias: str, toys: Toys, consumer: Consumer) -> None:
+    """Each lets the next one go on, which fails by itself: neither the stack nor the work grows with each of them."""
+    ids = published(alias, 300, event_type=BULK)
+    for row_id in ids:
+        toys.fail(row_id, Discard("no"))
+    records = records_of(alias, ids)
+
+    with CaptureQueriesContext(connections[alias]) as captured:
+        consumer.handle(records)
+
+    assert statuses(alias) == dict.fromkeys(ids, "dead")
+    lists = [re.search(r"WHERE id IN \(([\d, ]+)\)", query["sql"]) for query in captured if _is_lock(query["sql"])]
+    locked = sum(len(ids_of[1].split(",")) for ids_of in lists if ids_of)
+    assert locked < 300 * 25, "each as often as the logarithm of their number says, twice over"
+
+
+def _is_lock(statement: str) -> bool:
+    return statement.startswith("SELECT id, event_type") and "replay_count, max_retry" in statement
+
+
 @pytest.mark.parametrize("event_type", [NOTE, BULK])
 def test_batch_with_one_bad_event_locks_and_marks_the_others_once(
     alias: str, toys: Toys, consumer: Consumer, event_type: str
@@ -113,7 +135,7 @@ def test_batch_with_one_bad_event_locks_and_marks_the_others_once(
         consumer.handle(records)
 
     statements = [query["sql"] for query in captured]
-    locks = [each for each in statements if "replay_count, max_retry" in each and each.startswith("SELECT")]
+    locks = [each for each in statements if _is_lock(each)]
     marks = [each for each in statements if each.startswith("UPDATE") and "consumed_at = " in each]
     assert (len(locks), len(marks)) == (3, 1)
     assert effect_ids(alias) == [each for each in ids if each != bad]
