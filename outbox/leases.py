@@ -98,6 +98,8 @@ class ShardLeases:
         self.presence = presence
         self.switches = Switches()
         self.held: frozenset[int] = frozenset()
+        self._known: frozenset[int] | None = None
+        """What the database says that it holds, unless a refresh or the database itself failed since."""
         self._heartbeat_s = heartbeat.total_seconds()
         self._clock = clock
         self._refreshed_at: float | None = None
@@ -113,8 +115,9 @@ class ShardLeases:
         self.switches = self.presence.beat()
         mine = self._leases().filter(owner=self.presence.worker_id)
         renewed = mine.update(expires_at=from_now(self.presence.ttl))
-        # Others can only take away: as many as before are the same ones.
-        held = self.held if renewed == len(self.held) else self._held()
+        # Others can only take away: as many as before are the same ones. Unknown until this has come to its end.
+        known, self._known = self._known, None
+        held = known if known is not None and renewed == len(known) else self._held()
         share = fair_share(self.presence.worker_id, self.presence.alive())
         if len(held) > share:
             surplus = sorted(held)[share:]
@@ -122,7 +125,7 @@ class ShardLeases:
             held = self._held()
         elif len(held) < share:
             held = self._take(share - len(held))
-        self.held = held
+        self.held = self._known = held
         self._refreshed_at = asked_at
         return held
 
@@ -131,12 +134,12 @@ class ShardLeases:
         self._leases().filter(owner=self.presence.worker_id).update(owner="", expires_at=UtcNow())
         self.presence.leave()
         self.held = frozenset()
-        self._refreshed_at = None
+        self._known = self._refreshed_at = None
 
     def forget(self) -> None:
         """Hold nothing until the next refresh: while the database was away, the leases may have run out."""
         self.held = frozenset()
-        self._refreshed_at = None
+        self._known = self._refreshed_at = None
 
     def _take(self, count: int) -> frozenset[int]:
         rows = self._leases().values_list("shard", flat=True)

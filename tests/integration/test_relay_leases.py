@@ -115,6 +115,29 @@ def test_shard_that_another_takes_in_the_same_moment_is_not_held_twice(
     assert slow.held | quick.held == frozenset(range(SHARD_COUNT))
 
 
+def test_refresh_that_fails_in_its_middle_leaves_nothing_to_be_believed(
+    alias: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker lost a shard and took another: it holds as many as before, and not the same ones."""
+    worker, other = factories.leases(alias, clock), factories.leases(alias, clock)
+    settle(clock, worker, other)
+    lost, gained = min(worker.held), min(other.held)
+    ShardLease.objects.using(alias).filter(shard=lost).update(owner=other.presence.worker_id)
+    ShardLease.objects.using(alias).filter(shard=gained).update(owner="")
+    before, real, answers = worker.held, worker._held, iter([True, False])
+
+    def fails_after_taking() -> frozenset[int]:
+        if not next(answers, True):
+            raise ConnectionError
+        return real()
+
+    monkeypatch.setattr(worker, "_held", fails_after_taking)
+    with pytest.raises(ConnectionError):
+        worker.refresh()
+
+    assert worker.refresh() == before - {lost} | {gained}
+
+
 def test_worker_that_slept_through_its_lease_takes_nothing_back(alias: str, clock: ManualClock) -> None:
     sleeper, other = factories.leases(alias, clock), factories.leases(alias, clock)
     sleeper.refresh()
