@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from django.db import transaction
+from django.db import connections, transaction
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import Delivery, Discard, RetryPolicy
@@ -18,6 +18,7 @@ from outbox.brokers.memory import MemoryBroker
 from outbox.consumer import Consumer
 from outbox.leases import ShardLeases
 from outbox.lifecycle import Status
+from outbox.marks import OwnHand, SecondHand
 from outbox.relay import Relay
 from outbox.shutdown import StopFlag
 from tests import factories
@@ -140,6 +141,7 @@ class Bustle:
             self.toys,
             time.monotonic,
             worker_leases=brisk,
+            hand=OwnHand() if connections[self.alias].vendor == "sqlite" else SecondHand("marks"),
             batch_size=8,
             poll_interval_ms=2,
             **options,

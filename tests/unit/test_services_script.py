@@ -106,9 +106,7 @@ def test_a_process_ends_when_it_is_asked(tmp_path: Path) -> None:
 
 
 def test_a_process_that_does_not_end_is_reported(tmp_path: Path) -> None:
-    stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
-    )
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); signal.pause()"
     started = spawn([sys.executable, "-c", stubborn], log=tmp_path / "log", cwd=tmp_path)
     _wait_for_text(tmp_path / "log", "up")
 
