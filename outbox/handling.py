@@ -146,9 +146,8 @@ class BatchHandling:
             return False
         self._committed(outcome)
         for portion in outcome.left:
-            self._in_halves(
-                sorted(portion, key=_place)
-            )  # what comes behind a guilty event may hold as many more of them
+            # Not at once: what comes behind a guilty event may hold as many more of them.
+            self._in_halves(sorted(portion, key=_place))
         return True
 
     def _in_halves(self, records: list[IncomingRecord]) -> None:
