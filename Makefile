@@ -43,10 +43,14 @@ services-down: python ## Stop the servers; their data stays
 	@$(SERVICES) down
 
 .PHONY: test
-test: venv ## Run all tests with coverage, on real servers: make test PYTEST_ARGS='-k retry -x'
+test: venv ## Run all tests, on real servers: make test PYTEST_ARGS='-k retry -x'
 	@$(SERVICES) packages test
 	@$(SERVICES) up
-	@$(WITH_SERVICES) $(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_ARGS)
+	@$(WITH_SERVICES) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+.PHONY: coverage
+coverage: ## Run all tests and say which lines none of them reached (tests that compute take half as long again)
+	@$(MAKE) test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
 
 .PHONY: check
 check: check-style check-types check-imports check-django check-compose ## Run every check that is no test (with -k: do not stop at the first)
