@@ -6,6 +6,8 @@ here is in that state and must not be sent again.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -21,7 +23,7 @@ class Hand(Protocol):
     """Who does the marking."""
 
     def begin(self, work: Callable[[], None]) -> None:
-        """Do ``work``, or have it done after what was begun before; raises what that raised."""
+        """Do ``work``, or have it done; raises what an earlier piece raised."""
 
     def finish(self) -> None:
         """Wait until all is done that was begun; raises what it raised."""
@@ -43,28 +45,41 @@ class OwnHand:
         return
 
 
-class SecondHand:
-    """A thread beside the caller's does it, on a connection of its own: the caller sends meanwhile.
+class OtherHands:
+    """Threads beside the caller's do it, on connections of their own: the caller sends meanwhile.
 
-    One piece at a time, and the caller is never further ahead than by one.
+    ``threads`` pieces at a time at the most; with one more the caller waits. A thread and its connection come into
+    being when there is work for it.
     """
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._begun: Future[None] | None = None
+    def __init__(self, name: str, *, threads: int = 2) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._begun: deque[Future[None]] = deque()
 
     def begin(self, work: Callable[[], None]) -> None:
-        self.finish()
-        self._begun = self._pool.submit(_do, work)
+        self._wait_for(self._threads - 1)
+        self._begun.append(self._pool.submit(_do, work))
 
     def finish(self) -> None:
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            begun.result()
+        self._wait_for(0)
 
     def close(self) -> None:
-        self._pool.submit(connections.close_all)
+        all_of_them = threading.Barrier(self._threads)
+        for _ in range(self._threads):  # each by a thread of its own, as none goes on before the last one has come
+            self._pool.submit(_leave, all_of_them)
         self._pool.shutdown()
+
+    def _wait_for(self, left: int) -> None:
+        """Wait until at most ``left`` pieces are under way; where one failed, until none is."""
+        errors: list[Exception] = []
+        while len(self._begun) > (0 if errors else left):
+            try:
+                self._begun.popleft().result()
+            except Exception as error:  # noqa: BLE001 - raised below, when nothing is under way any more
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
 
 def _do(work: Callable[[], None]) -> None:
@@ -73,6 +88,11 @@ def _do(work: Callable[[], None]) -> None:
     except Exception:
         connections.close_all()  # this thread's; should the database be away, the next piece connects anew
         raise
+
+
+def _leave(together: threading.Barrier) -> None:
+    together.wait()
+    connections.close_all()
 
 
 class PublishedMarks:

@@ -82,7 +82,7 @@ class OutboxRepository:
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
             f" CASE WHEN {self._sql.length.format('m.payload')} <= %s THEN m.payload END,"
-            f" m.traceparent, {self._sql.exact.format('m.next_retry_at')}, {self._sql.now}"
+            f" m.traceparent, {self._sql.exact.format('m.next_retry_at')}, {self._sql.exact.format(self._sql.now)}"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
             [max_length, *parameters],
         )
@@ -91,7 +91,7 @@ class OutboxRepository:
         found.sort(key=lambda row: row[0])
         dated = [(row[5], row[0]) for row in found if row[5] is not None]
         return Claim(
-            rows=[Due(row[0], row[1], row[2], row[3], row[4]) for row in found],
+            rows=[Due(*row[:5]) for row in found],
             claimed_at=found[0][6],
             last=max(dated) if len(dated) == len(found) else None,
         )

@@ -1,10 +1,15 @@
-"""What goes into the repository and what comes out of it: rows as publishers, relays and consumers see them. Pure."""
+"""What goes into the repository and what comes out of it: rows as publishers, relays and consumers see them. Pure.
+
+What a batch has hundreds of is a msgspec struct: it is made in a tenth of the time that a frozen dataclass takes.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +23,7 @@ class NewRow:
     traceparent: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(msgspec.Struct, frozen=True, gc=False):
     """A row to send. ``payload`` is None where it is longer than the claim's limit: see ``payload_of``."""
 
     id: int
@@ -48,8 +52,7 @@ class Marked:
     """Rows that are still as they were claimed and that somebody else has locked: mark them later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Locked:
+class Locked(msgspec.Struct, frozen=True, gc=False):
     """A row as its consumer locked it."""
 
     id: int

@@ -25,7 +25,7 @@ from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicN
 from outbox.handlers import handlers
 from outbox.handling import BatchHandling
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
-from outbox.marks import Hand, OwnHand, SecondHand
+from outbox.marks import Hand, OtherHands, OwnHand
 from outbox.outage import OutageWatch
 from outbox.outcomes import ConsumerTotals
 from outbox.policies import EventPolicies
@@ -71,7 +71,7 @@ def open_broker() -> Iterator[Broker]:
 def build_relay(route: ServiceRoute, broker: Broker, *, hand: Hand | None = None) -> Relay:
     """Return the relay of one service.
 
-    ``hand`` does its marking: by default a second one, but for SQLite, which has one writer at a time.
+    ``hand`` does its marking: by default others, but for SQLite, which has one writer at a time.
     """
     configured = outbox_settings()
     worker_id = new_worker_id()
@@ -191,7 +191,7 @@ def wait_for_topics(
 
 
 def _hand_for(route: ServiceRoute) -> Hand:
-    return OwnHand() if connections[route.database].vendor == "sqlite" else SecondHand(f"outbox-{route.service}-marks")
+    return OwnHand() if connections[route.database].vendor == "sqlite" else OtherHands(f"outbox-{route.service}-marks")
 
 
 def _presence(route: ServiceRoute, role: str, worker_id: str, configured: OutboxSettings) -> Presence:

@@ -145,9 +145,14 @@ class RecordWriter:
         self._client = client
         self._limit_bytes = client.config["max_request_size"]
         # Kafka before 0.11 has batches without headers; the rest our options do not allow.
+        self._partitions: dict[str, list[int]] = {}
         self._is_plain = client.max_usable_produce_magic(client.config["api_version"]) == 2 and not any(
             client.config[option] for option in ("key_serializer", "value_serializer", "transactional_id")
         )
+
+    def look_again(self) -> None:
+        """Forget which partitions a topic has: to be called before each batch, as the client lists them every time."""
+        self._partitions.clear()
 
     def write(self, topic: str, *, key: bytes, value: bytes, headers: Headers, timestamp_ms: int | None) -> Any:
         """Do what ``KafkaProducer.send`` does; return and raise what it does."""
@@ -162,7 +167,7 @@ class RecordWriter:
             or type(timestamp_ms) not in _TIMES
             or client._closed
             or not self._is_plain
-            or (partition := client._partition(topic, None, key, value, key, value)) is None
+            or (partition := self._partition(topic, key, value)) is None
         ):
             return client.send(topic, value=value, key=key, headers=list(headers), timestamp_ms=timestamp_ms)
         future, is_full, is_new, _ = client._accumulator.append(
@@ -172,17 +177,17 @@ class RecordWriter:
             client._sender.wakeup()
         return future
 
-
-class KeyPartitioner(DefaultPartitioner):  # type: ignore[misc]
-    """Puts keys where the client's own partitioner does, for less: it takes four bytes of a key at a time."""
-
-    def partition(  # noqa: PLR0917 - as the client calls it
-        self, topic: str, key: Any, serialized_key: Any, value: Any, serialized_value: Any, cluster: Any
-    ) -> Any:
-        known = cluster.partitions_for_topic(topic)
-        if type(serialized_key) is not bytes or not known:
-            return super().partition(topic, key, serialized_key, value, serialized_value, cluster)
-        return sorted(known)[(murmur2(serialized_key) & 0x7FFFFFFF) % len(known)]
+    def _partition(self, topic: str, key: bytes, value: bytes) -> int | None:
+        """Return the partition where the client would put ``key``; None for a topic that it does not know."""
+        if type(self._client.config["partitioner"]) is not DefaultPartitioner:
+            return self._client._partition(topic, None, key, value, key, value)  # type: ignore[no-any-return]
+        partitions = self._partitions.get(topic)
+        if partitions is None:
+            found = self._client._metadata.partitions_for_topic(topic)
+            if not found:
+                return None
+            partitions = self._partitions[topic] = sorted(found)
+        return partitions[(murmur2(key) & 0x7FFFFFFF) % len(partitions)]
 
 
 _FACTOR: Final = 0x5BD1E995

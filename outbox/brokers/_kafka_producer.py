@@ -31,7 +31,7 @@ from kafka.errors import (
 )
 
 from outbox.brokers._kafka_client import ClientFactory, abandon, describe
-from outbox.brokers._kafka_encoding import KeyPartitioner, RecordWriter
+from outbox.brokers._kafka_encoding import RecordWriter
 from outbox.brokers.base import OutgoingRecord, Refusal, SendReport
 from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError
 
@@ -96,6 +96,7 @@ class _Link:
 
     def hand_over(self, entries: Iterable[_Entry], missing: dict[str, str]) -> None:
         """Give ``entries`` to the client; note those that it does not take."""
+        self._writer.look_again()
         for entry in entries:
             topic = entry.record.topic
             if topic in missing:
@@ -263,7 +264,6 @@ class KafkaRecordProducer:
             "delivery_timeout_ms": max(DELIVERY_TIMEOUT_MS, self._clients.request_timeout_ms + 1_000),
             "max_block_ms": self._clients.request_timeout_ms,
             "metrics_enabled": False,
-            "partitioner": KeyPartitioner(),
         }
         return self._clients.producer(defaults, client_id=self._client_id, fixed={"acks": "all", **fixed})
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
 
+import msgspec
+
 from outbox.envelope import Headers
 from outbox.routes import ServiceRoute
 
 
-@dataclass(frozen=True, slots=True)
-class OutgoingRecord:
+class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     """A record to send; records of one ``key`` keep their order."""
 
     outbox_id: int
@@ -29,8 +30,7 @@ class OutgoingRecord:
     """By the database's clock; None: by that of the process, which may be wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class IncomingRecord:
+class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     """A record as it came from the topic; nothing about it is trusted."""
 
     topic: str

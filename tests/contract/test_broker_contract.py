@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from outbox.brokers.base import OutgoingRecord
 from outbox.exceptions import BrokerError, LostSubscriptionError
@@ -118,7 +119,7 @@ def test_record_that_no_client_takes_is_refused_alone(harness: BrokerHarness) ->
     route = harness.ready_route()
     producer = harness.broker.producer(client_id="contract")
     batch = records(route, 3)
-    batch[1] = replace(batch[1], value=b"x" * 1_500_000)
+    batch[1] = structs.replace(batch[1], value=b"x" * 1_500_000)
 
     report = producer.send(batch).report(ANSWER_TIMEOUT)
 
@@ -132,7 +133,7 @@ def test_record_that_no_client_takes_is_refused_alone(harness: BrokerHarness) ->
 
 def test_topic_key_and_id_come_through(harness: BrokerHarness) -> None:
     route = harness.ready_route()
-    publish(harness, [replace(records(route, 1, first_id=7)[0], key="conversation-ü")])
+    publish(harness, [structs.replace(records(route, 1, first_id=7)[0], key="conversation-ü")])
 
     subscription = harness.broker.subscribe(route, client_id="contract")
     [received] = receive_exactly(subscription, 1)
@@ -335,7 +336,7 @@ def test_positions_of_a_topic_that_does_not_exist_are_empty(harness: BrokerHarne
 
 
 def _too_large(record: OutgoingRecord) -> OutgoingRecord:
-    return replace(record, value=b"9" * (SMALL_RECORD_BYTES + 10_000))
+    return structs.replace(record, value=b"9" * (SMALL_RECORD_BYTES + 10_000))
 
 
 def _delivered_in_order(harness: BrokerHarness, route: ServiceRoute) -> set[int]:

@@ -18,7 +18,7 @@ from outbox.brokers.memory import MemoryBroker
 from outbox.consumer import Consumer
 from outbox.leases import ShardLeases
 from outbox.lifecycle import Status
-from outbox.marks import OwnHand, SecondHand
+from outbox.marks import OtherHands, OwnHand
 from outbox.relay import Relay
 from outbox.shutdown import StopFlag
 from tests import factories
@@ -141,7 +141,7 @@ class Bustle:
             self.toys,
             time.monotonic,
             worker_leases=brisk,
-            hand=OwnHand() if connections[self.alias].vendor == "sqlite" else SecondHand("marks"),
+            hand=OwnHand() if connections[self.alias].vendor == "sqlite" else OtherHands("marks"),
             batch_size=8,
             poll_interval_ms=2,
             **options,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from msgspec import structs
 
 from outbox.brokers.kafka import KafkaBroker
 from outbox.exceptions import BrokerUnavailableError
@@ -61,7 +61,7 @@ def test_time_of_a_record_is_what_the_caller_says(harness: KafkaHarness) -> None
     producer = harness.broker.producer(client_id="contract")
     now = datetime.now(UTC)
     from_now, from_the_future = (
-        [replace(record, sent_at=sent_at) for record in records(route, 3, first_id=first_id)]
+        [structs.replace(record, sent_at=sent_at) for record in records(route, 3, first_id=first_id)]
         for sent_at, first_id in ((now, 1), (now + timedelta(hours=2), 4))
     )
 
@@ -77,7 +77,7 @@ def test_client_that_failed_for_good_ends_its_thread(harness: KafkaHarness) -> N
 
     for first_id in range(1, 40, 10):
         batch = records(route, 10, first_id=first_id)
-        batch[4] = replace(batch[4], value=b"x" * 50_000)
+        batch[4] = structs.replace(batch[4], value=b"x" * 50_000)
         report = producer.send(batch).report(ANSWER_TIMEOUT)
         assert [refusal.outbox_id for refusal in report.refused] == [first_id + 4]
         assert len(report.acknowledged) == 9

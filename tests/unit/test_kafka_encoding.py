@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kafka import KafkaProducer
 from kafka import partitioner as kafka_partitioner
@@ -339,20 +339,36 @@ def test_hash_of_a_key_is_that_of_the_client(key: bytes) -> None:
     assert encoding.murmur2(key) == kafka_partitioner.murmur2(key)
 
 
-@given(st.binary(max_size=40) | st.binary(max_size=40).map(bytearray), st.sets(st.integers(0, 50), min_size=1))
-def test_key_goes_to_the_partition_of_the_client(key: bytes, partitions: set[int]) -> None:
-    cluster = ClusterMetadata()
-    cluster._partitions = {TOPIC: {number: SimpleNamespace(leader_id=-1) for number in partitions}}
-    asked = (TOPIC, key, key, b"", b"", cluster)
-    assert encoding.KeyPartitioner().partition(*asked) == DefaultPartitioner().partition(*asked)
+@settings(max_examples=50)
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=20), st.integers(1, 50))
+def test_keys_go_to_the_partitions_of_the_client(names: list[bytes], partitions: int) -> None:
+    with producer(partitions=partitions) as ours, producer(partitions=partitions) as theirs:
+        for name in names:
+            record = call(key=name)
+            assert outcome(lambda record=record: write(ours, **record)) == outcome(
+                lambda record=record: send(theirs, **record)
+            )
 
 
-def test_record_without_a_key_goes_to_a_partition_that_has_a_leader() -> None:
-    cluster = ClusterMetadata()
-    cluster._partitions = {TOPIC: {0: SimpleNamespace(leader_id=-1), 1: SimpleNamespace(leader_id=5)}}
-    assert {encoding.KeyPartitioner().partition(TOPIC, None, None, b"", b"", cluster) for _ in range(20)} == {1}
+def test_new_partitions_are_seen_with_the_next_batch() -> None:
+    keys_of_many = [b"%d" % number for number in range(40)]
+    with producer(partitions=1) as client:
+        writer = encoding.RecordWriter(client)
+        for key in keys_of_many:
+            writer.write(TOPIC, **call(key=key))
+        assert len(held(client)) == 1
+        client.network.cluster._partitions = {TOPIC: {number: SimpleNamespace(leader_id=1) for number in range(4)}}
+        writer.look_again()
+        for key in keys_of_many:
+            writer.write(TOPIC, **call(key=key))
+        assert len(held(client)) == 4
 
 
-def test_topic_that_is_not_known_has_no_partition() -> None:
-    with pytest.raises(ValueError, match=TOPIC):
-        encoding.KeyPartitioner().partition(TOPIC, b"k", b"k", b"", b"", ClusterMetadata())
+def test_another_partitioner_is_asked() -> None:
+    class Last(DefaultPartitioner):  # type: ignore[misc]
+        def partition(self, topic: str, *_: Any) -> int:
+            return 2
+
+    with producer(partitions=3, partitioner=Last()) as client:
+        write(client, **call())
+        assert [partition.partition for partition in held(client)] == [2]

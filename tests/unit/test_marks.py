@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outbox.marks import OwnHand, PublishedMarks, SecondHand
+from outbox.marks import OtherHands, OwnHand, PublishedMarks
 from outbox.rows import Marked
 
 DEADLINE_S = 10
@@ -45,7 +45,7 @@ def table() -> Table:
 
 @pytest.fixture(params=["own", "second"])
 def hand(request: pytest.FixtureRequest) -> Iterator[Any]:
-    made = OwnHand() if request.param == "own" else SecondHand("marks")
+    made = OwnHand() if request.param == "own" else OtherHands("marks")
     yield made
     made.close()
 
@@ -96,26 +96,52 @@ def test_failure_is_told_and_nothing_forgotten(table: Table, hand: Any) -> None:
     assert (sorted(table.marked), len(marks)) == ([1, 2], 0)
 
 
-def test_second_hand_marks_while_its_caller_goes_on(table: Table) -> None:
-    hand = SecondHand("marks")
-    marks = marks_of(table, hand)
+def test_other_hands_mark_while_their_caller_goes_on(table: Table) -> None:
+    hands = OtherHands("marks", threads=2)
+    marks = marks_of(table, hands)
     table.may_mark.clear()
 
-    marks.add([1, 2], claimed_at="then")  # with one hand only this would wait for the table
+    marks.add([1, 2], claimed_at="then")  # with one's own hand this would wait for the table
+    marks.add([3], claimed_at="then")
     assert table.is_asked.wait(DEADLINE_S)
-    assert (1 in marks, 2 in marks) == (True, True), "not to be sent again meanwhile"
+    assert all(row_id in marks for row_id in (1, 2, 3)), "not to be sent again meanwhile"
 
-    ahead = threading.Thread(target=lambda: marks.add([3], claimed_at="now"))
+    ahead = threading.Thread(target=lambda: marks.add([4], claimed_at="now"))
     ahead.start()
     ahead.join(0.05)
-    assert ahead.is_alive(), "nobody gets further ahead than by one piece"
+    assert ahead.is_alive(), "nobody gets further ahead than by a piece for each hand"
     table.may_mark.set()
     ahead.join(DEADLINE_S)
     marks.finish()
-    assert (table.marked, len(marks)) == ([1, 2, 3], 0)
+    assert (sorted(table.marked), len(marks)) == ([1, 2, 3, 4], 0)
+    assert len(table.threads) == 2
     assert threading.get_ident() not in table.threads
-    hand.close()
+    hands.close()
+
+
+def test_failure_is_told_when_nothing_is_under_way_any_more() -> None:
+    hands = OtherHands("marks", threads=2)
+    done: list[str] = []
+    has_failed = threading.Event()
+
+    def fail() -> None:
+        try:
+            raise ConnectionError("away")
+        finally:
+            has_failed.set()
+
+    def go_on() -> None:
+        assert has_failed.wait(DEADLINE_S)
+        done.append("the other")
+
+    hands.begin(fail)
+    hands.begin(go_on)
+    with pytest.raises(ConnectionError):
+        hands.begin(lambda: done.append("not begun"))
+    assert done == ["the other"]
+    hands.finish()  # and it was told once
+    hands.close()
 
 
 def test_hand_that_never_worked_can_be_closed() -> None:
-    SecondHand("marks").close()
+    OtherHands("marks").close()

@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from outbox.conf import outbox_settings
+from outbox.interpreter import set_up_for_batches
 from outbox.management.reporting import explain_errors, explain_refusal, positive, refuse_when_disabled
 from outbox.observers import progress_log
 from outbox.shutdown import stop_on_signals
@@ -34,7 +35,9 @@ class Command(BaseCommand):
             routes = routes_of(services)
             timeout = timedelta(seconds=outbox_settings().consumer.topic_timeout_seconds)
             wait_for_topics(routes, broker, stop, create=create_topics, timeout=timeout)
-            for service, totals in run_consumers(routes, broker, stop, once=once, max_events=max_events).items():
+            with set_up_for_batches():
+                done = run_consumers(routes, broker, stop, once=once, max_events=max_events)
+            for service, totals in done.items():
                 self.stdout.write(
                     f"{service}: consumed {totals.consumed}, retried {totals.retried}, waited {totals.waited}, "
                     f"dead {totals.dead}, rejected {totals.rejected}, duplicates {totals.duplicates}"

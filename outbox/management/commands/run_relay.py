@@ -9,6 +9,7 @@ from typing import Any
 from django.core.management.base import BaseCommand
 
 from outbox.conf import outbox_settings
+from outbox.interpreter import set_up_for_batches
 from outbox.management.reporting import explain_errors, explain_refusal, refuse_when_disabled
 from outbox.observers import progress_log
 from outbox.shutdown import stop_on_signals
@@ -33,7 +34,9 @@ class Command(BaseCommand):
             routes = routes_of(services)
             timeout = timedelta(seconds=outbox_settings().consumer.topic_timeout_seconds)
             wait_for_topics(routes, broker, stop, create=create_topics, timeout=timeout)
-            for service, totals in run_relays(routes, broker, stop, once=once).items():
+            with set_up_for_batches():
+                done = run_relays(routes, broker, stop, once=once)
+            for service, totals in done.items():
                 self.stdout.write(
                     f"{service}: published {totals.published}, dead {totals.dead}, redelivered {totals.redelivered}"
                 )
