@@ -369,5 +369,5 @@ def _incoming(record: Any) -> IncomingRecord:
         offset=record.offset,
         key=record.key,
         value=record.value,
-        headers=tuple((name, value or b"") for name, value in record.headers),
+        headers=tuple([(name, value or b"") for name, value in record.headers]),  # quicker than a generator
     )
