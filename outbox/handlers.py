@@ -21,8 +21,7 @@ P = TypeVar("P", bound=msgspec.Struct)
 H = TypeVar("H", bound=Callable[..., None])
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery(Generic[P]):
+class Delivery(msgspec.Struct, Generic[P], frozen=True):
     """An event as its handler sees it.
 
     ``outbox_id`` grows with the order of publication and never changes: compare it where the newest must win.

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
+
 from outbox.exceptions import UnreadableError
 from outbox.handlers import Delivery, Handler
 from outbox.rows import Blocker, Locked
 
 
-@dataclass(frozen=True, slots=True)
-class Readable:
+class Readable(msgspec.Struct, frozen=True):
     """A row that can be handled."""
 
     delivery: Delivery[Any]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from agent_events.agent.models import AgentStateSnapshotRecord
 from agent_events.bulk import BulkInsert
@@ -12,8 +13,7 @@ from agent_events.bulk import BulkInsert
 _TABLE: Final = AgentStateSnapshotRecord._meta.db_table
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(msgspec.Struct, frozen=True):
     """A snapshot and the id of the event that brought it."""
 
     conversation_id: str

@@ -12,8 +12,8 @@ A record that is out of the ordinary (too large, of a wrong type, for a topic th
 
 What is used here of the client and is not public:
 
-* ``KafkaProducer._closed``, ``_partition``, ``_accumulator``, ``_sender``: the parts that ``send`` puts together. There
-  is no public way to give a record to the accumulator.
+* ``KafkaProducer._closed``, ``_metadata``, ``_partition``, ``_accumulator``, ``_sender``: the parts that ``send`` puts
+  together. There is no public way to give a record to the accumulator.
 * ``DefaultRecordBatchBuilder._buffer``, ``_batch_size``, ``_first_timestamp``, ``_max_timestamp``, ``_last_offset``,
   ``_num_records``: what its ``append`` keeps up to date. It has no way to take bytes that are a record already.
 """
@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from kafka.partitioner import DefaultPartitioner
@@ -144,18 +146,24 @@ class RecordWriter:
         take_encoded_records()
         self._client = client
         self._limit_bytes = client.config["max_request_size"]
-        # Kafka before 0.11 has batches without headers; the rest our options do not allow.
         self._partitions: dict[str, list[int]] = {}
+        self._has_news = False
+        # Kafka before 0.11 has batches without headers; the rest our options do not allow.
         self._is_plain = client.max_usable_produce_magic(client.config["api_version"]) == 2 and not any(
             client.config[option] for option in ("key_serializer", "value_serializer", "transactional_id")
         )
 
-    def look_again(self) -> None:
-        """Forget which partitions a topic has: to be called before each batch, as the client lists them every time."""
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Go around records that are written together: partitions are listed once, the sender's thread woken once."""
         self._partitions.clear()
+        try:
+            yield
+        finally:
+            self._wake_sender()
 
     def write(self, topic: str, *, key: bytes, value: bytes, headers: Headers, timestamp_ms: int | None) -> Any:
-        """Do what ``KafkaProducer.send`` does; return and raise what it does."""
+        """Do what ``KafkaProducer.send`` does, within ``batch``; return and raise what it does."""
         client = self._client
         try:
             encoded = encode(key, value, headers)
@@ -169,13 +177,18 @@ class RecordWriter:
             or not self._is_plain
             or (partition := self._partition(topic, key, value)) is None
         ):
+            self._wake_sender()  # ``send`` may wait for long, and what was written before need not
             return client.send(topic, value=value, key=key, headers=list(headers), timestamp_ms=timestamp_ms)
         future, is_full, is_new, _ = client._accumulator.append(
             TopicPartition(topic, partition), timestamp_ms, key, value, encoded
         )
-        if is_full or is_new:
-            client._sender.wakeup()
+        self._has_news = self._has_news or is_full or is_new
         return future
+
+    def _wake_sender(self) -> None:
+        if self._has_news:
+            self._has_news = False
+            self._client._sender.wakeup()
 
     def _partition(self, topic: str, key: bytes, value: bytes) -> int | None:
         """Return the partition where the client would put ``key``; None for a topic that it does not know."""

@@ -96,19 +96,19 @@ class _Link:
 
     def hand_over(self, entries: Iterable[_Entry], missing: dict[str, str]) -> None:
         """Give ``entries`` to the client; note those that it does not take."""
-        self._writer.look_again()
-        for entry in entries:
-            topic = entry.record.topic
-            if topic in missing:
-                entry.trouble = missing[topic]
-                continue
-            try:
-                entry.future = self._send(entry.record)
-            except (MessageSizeTooLargeError, TypeError, UnicodeError) as error:
-                entry.refusal = _refusal(entry.record, error)
-            except (KafkaError, ValueError) as error:
-                self.known_topics.discard(topic)
-                entry.trouble = missing[topic] = _no_topic(topic, error)
+        with self._writer.batch():
+            for entry in entries:
+                topic = entry.record.topic
+                if topic in missing:
+                    entry.trouble = missing[topic]
+                    continue
+                try:
+                    entry.future = self._send(entry.record)
+                except (MessageSizeTooLargeError, TypeError, UnicodeError) as error:
+                    entry.refusal = _refusal(entry.record, error)
+                except (KafkaError, ValueError) as error:
+                    self.known_topics.discard(topic)
+                    entry.trouble = missing[topic] = _no_topic(topic, error)
 
     def forget_finished(self) -> None:
         while self.batches and self.batches[0].is_finished:

@@ -81,7 +81,9 @@ def producer(*, partitions: int = 1, version: tuple[int, ...] = (4, 0), **option
 
 
 def write(client: Any, **record: Any) -> Any:
-    return encoding.RecordWriter(client).write(TOPIC, **record)
+    writer = encoding.RecordWriter(client)
+    with writer.batch():
+        return writer.write(TOPIC, **record)
 
 
 def send(client: Any, *, headers: Any, **record: Any) -> Any:
@@ -354,14 +356,16 @@ def test_new_partitions_are_seen_with_the_next_batch() -> None:
     keys_of_many = [b"%d" % number for number in range(40)]
     with producer(partitions=1) as client:
         writer = encoding.RecordWriter(client)
-        for key in keys_of_many:
-            writer.write(TOPIC, **call(key=key))
+        with writer.batch():
+            for key in keys_of_many:
+                writer.write(TOPIC, **call(key=key))
         assert len(held(client)) == 1
         client.network.cluster._partitions = {TOPIC: {number: SimpleNamespace(leader_id=1) for number in range(4)}}
-        writer.look_again()
-        for key in keys_of_many:
-            writer.write(TOPIC, **call(key=key))
+        with writer.batch():
+            for key in keys_of_many:
+                writer.write(TOPIC, **call(key=key))
         assert len(held(client)) == 4
+        assert client.network.wakeups == 2, "once for each batch"
 
 
 def test_another_partitioner_is_asked() -> None:
