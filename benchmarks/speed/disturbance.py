@@ -6,12 +6,13 @@ the three work on backlogs of their own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from typing import Final
 
 from benchmarks.arithmetic import percentile
-from benchmarks.installation import installed
+from benchmarks.installation import Installation, installed
 from benchmarks.journals import Transaction, has_lines, read_journal
 from benchmarks.processes import Process
 from benchmarks.speed.groups import Group
@@ -21,6 +22,8 @@ from benchmarks.speed.stage import Load, Stage
 from benchmarks.tables import TABLE
 
 _P99: Final = Target(2.0, "most")
+_WORKERS: Final = {"relay, consumer and pruning": 0, "the same at nice 19": 19}
+"""The second leaves the processors to the writers, and so says what the database alone costs them."""
 _WRITERS: Final = 4
 _RATE: Final = 200.0
 _WARM_S: Final = 3.0
@@ -35,18 +38,24 @@ _START_TIMEOUT_S: Final = 60.0
 def measure(plan: Plan) -> Result:
     """Let writers write alone and beside the workers, in turn."""
     result = Result("writers")
+    for workers, niceness in _WORKERS.items():
+        _compare(result, plan, workers, niceness)
+    return result
+
+
+def _compare(result: Result, plan: Plan, workers: str, niceness: int) -> None:
     alone: list[list[float]] = []
     beside: list[list[float]] = []
-    with installed("bench", keep=plan.keep) as installation:
-        stage = Stage(installation)
-        for number in range(plan.repeats):
-            quiet, busy = _round(stage, plan, number)
-            alone.append(quiet)
-            beside.append(busy)
+    for number in range(plan.repeats):
+        # Each with a topic of its own: what the one before left there has the ids of this one's rows.
+        with installed("bench", keep=plan.keep) as installation:
+            quiet, busy = _round(Stage(installation), plan, number, niceness)
+        alone.append(quiet)
+        beside.append(busy)
     for name, share, target in (("p50", 0.5, None), ("p99", 0.99, _P99)):
         result.lines.append(
             Line(
-                f"transaction of others beside relay, consumer and pruning: {name}",
+                f"transaction of others beside {workers}: {name}",
                 "ms",
                 [percentile(spent, share) for spent in beside],
                 [percentile(spent, share) for spent in alone],
@@ -54,11 +63,10 @@ def measure(plan: Plan) -> Result:
             )
         )
     counts = ", ".join(f"{len(quiet):,} and {len(busy):,}" for quiet, busy in zip(alone, beside, strict=True))
-    result.notes.append(f"transactions alone and beside: {counts}")
-    return result
+    result.notes.append(f"{workers}: transactions alone and beside: {counts}")
 
 
-def _round(stage: Stage, plan: Plan, number: int) -> tuple[list[float], list[float]]:
+def _round(stage: Stage, plan: Plan, number: int, niceness: int) -> tuple[list[float], list[float]]:
     """Return the transactions' times in ms, alone and beside the workers."""
     installation, seconds = stage.installation, plan.seconds
     last_id = _fill(stage, plan)
@@ -75,12 +83,12 @@ def _round(stage: Stage, plan: Plan, number: int) -> tuple[list[float], list[flo
     time.sleep(_WARM_S)
     quiet = (time.monotonic(), time.monotonic() + seconds)
     time.sleep(seconds)
-    workers = [installation.manage("consumer", "consume", "agent")]
+    workers = [_worker(installation, niceness, "consumer", "consume", "agent")]
     with Group(installation.group()) as group:
         installation.wait(lambda: group.is_settled(1), "the consumer has its partitions", timeout_s=_START_TIMEOUT_S)
-    workers.append(installation.manage("prune", "outbox_prune", "agent", "--older-than", "7d"))
+    workers.append(_worker(installation, niceness, "prune", "outbox_prune", "agent", "--older-than", "7d"))
     installation.wait(lambda: _has_pruned(stage), "the pruning has begun", timeout_s=_START_TIMEOUT_S)
-    workers.insert(0, installation.manage("relay", "run_relay", "agent"))
+    workers.insert(0, _worker(installation, niceness, "relay", "run_relay", "agent"))
     installation.wait(lambda: _has_consumed(stage), "relay and consumer work", timeout_s=_START_TIMEOUT_S)
     began = time.monotonic()
     while time.monotonic() < began + seconds and _are_busy(stage, workers[-1], last_id):
@@ -100,6 +108,12 @@ def _round(stage: Stage, plan: Plan, number: int) -> tuple[list[float], list[flo
     if errors:
         raise RuntimeError(f"{len(errors)} transactions of the writers failed, the first: {errors[0]}")
     return _spent(transactions, quiet), _spent(transactions, busy)
+
+
+def _worker(installation: Installation, niceness: int, *command: str) -> Process:
+    process = installation.manage(*command)
+    os.setpriority(os.PRIO_PROCESS, process.pid, niceness)  # its threads come later and have it from the first one
+    return process
 
 
 def _fill(stage: Stage, plan: Plan) -> int:

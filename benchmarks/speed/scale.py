@@ -138,9 +138,9 @@ def _five_services(installation: Installation, plan: Plan, result: Result) -> No
     found: dict[str, list[float]] = {"published_at one": [], "published_at five": [], "consumed_at five": []}
     for _ in range(plan.repeats):
         found["published_at one"].append(_relay_once(stage, SERVICES[:1], each * len(SERVICES)))
+        _consume_all(installation, SERVICES[:1])  # what is left on a topic has the ids of the next rows
         found["published_at five"].append(_relay_once(stage, SERVICES, each))
-        consumer = installation.manage("consumers", "consume", *SERVICES, "--once")
-        consumer.wait(timeout_s=_TIMEOUT_S)
+        _consume_all(installation, SERVICES)
         with suppress(ValueError):  # few events may all be in one batch
             found["consumed_at five"].append(speed(_marks(stage, SERVICES, "consumed_at")))
     result.lines.append(
@@ -150,6 +150,10 @@ def _five_services(installation: Installation, plan: Plan, result: Result) -> No
         result.lines.append(
             Line("five services at once, consumed by one process", "events/s", found["consumed_at five"])
         )
+
+
+def _consume_all(installation: Installation, services: Sequence[str]) -> None:
+    installation.manage("consumers", "consume", *services, "--once").wait(timeout_s=_TIMEOUT_S)
 
 
 def _pair(found: Mapping[str, list[float]]) -> tuple[list[float], list[float]]:
