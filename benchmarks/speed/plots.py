@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape
@@ -13,6 +16,40 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 80, 24, 76, 56
 _COLOURS: Final = ("#1f5fa8", "#d1661f", "#2c8a4b", "#8a3fa0", "#7a7a7a", "#b3243b")
 
 
+_WIDE: Final = 100
+"""Where the largest value is so many times the smallest, powers of ten stand at equal distances."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """The values of y: from 0, or by their logarithm."""
+
+    bottom: float
+    top: float
+    by_logarithm: bool = False
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Scale:
+        """Return the scale that shows all of ``values``, none of which is below 0."""
+        most, least = max(values, default=1.0), min(values, default=0.0)
+        if 0 < least * _WIDE <= most:
+            return cls(10.0 ** math.floor(math.log10(least)), 10.0 ** math.ceil(math.log10(most)), by_logarithm=True)
+        return cls(0.0, ceiling_of(most))
+
+    @property
+    def marks(self) -> list[float]:
+        """Return the values to draw a line at."""
+        if self.by_logarithm:
+            return [self.bottom * 10**power for power in range(round(math.log10(self.top / self.bottom)) + 1)]
+        return [self.top * quarter / 4 for quarter in range(5)]
+
+    def height(self, value: float) -> float:
+        """Return where ``value`` stands between bottom, 0, and top, 1."""
+        if self.by_logarithm:
+            return math.log10(value / self.bottom) / math.log10(self.top / self.bottom)
+        return value / self.top
+
+
 def save(curve: Curve, folder: Path) -> Path:
     """Draw ``curve`` into ``folder``; return the file."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -22,19 +59,19 @@ def save(curve: Curve, folder: Path) -> Path:
 
 
 def draw(curve: Curve) -> str:
-    """Return ``curve`` as SVG: the values of x at equal distances, y from 0."""
-    top = ceiling_of(max((value for of in curve.series.values() for value in of if value is not None), default=1.0))
+    """Return ``curve`` as SVG: the values of x at equal distances."""
+    scale = Scale.of([value for of in curve.series.values() for value in of if value is not None])
     font = 'font-family="sans-serif" font-size="13" fill="#222"'
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" {font}>',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
         _text(_LEFT, 24, curve.title, size=16),
-        *_axes(curve, top),
+        *_axes(curve, scale),
     ]
     across = _LEFT
     for index, (name, values) in enumerate(curve.series.items()):
         colour = _COLOURS[index % len(_COLOURS)]
-        points = [(_x(curve, place), _y(value, top)) for place, value in enumerate(values) if value is not None]
+        points = [(_x(curve, place), _y(value, scale)) for place, value in enumerate(values) if value is not None]
         parts.append(
             f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}" fill="none" stroke="{colour}"'
             ' stroke-width="2.5"/>'
@@ -56,11 +93,10 @@ def ceiling_of(value: float) -> float:
     return next((step * power for step in (1, 2, 2.5, 5, 10) if step * power >= value), 10 * power)
 
 
-def _axes(curve: Curve, top: float) -> list[str]:
+def _axes(curve: Curve, scale: Scale) -> list[str]:
     parts = []
-    for quarter in range(5):
-        value = top * quarter / 4
-        y = _y(value, top)
+    for value in scale.marks:
+        y = _y(value, scale)
         parts.append(f'<line x1="{_LEFT}" y1="{y:.1f}" x2="{_WIDTH - _RIGHT}" y2="{y:.1f}" stroke="#ddd"/>')
         parts.append(_text(_LEFT - 8, y + 4, number(value), anchor="end"))
     for place, name in enumerate(curve.at):
@@ -75,8 +111,8 @@ def _x(curve: Curve, place: int) -> float:
     return _LEFT + 30 + (inner * place / (len(curve.at) - 1) if len(curve.at) > 1 else inner / 2)
 
 
-def _y(value: float, top: float) -> float:
-    return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * value / top
+def _y(value: float, scale: Scale) -> float:
+    return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * scale.height(value)
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", size: int = 13) -> str:

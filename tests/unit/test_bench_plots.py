@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -48,6 +49,16 @@ def test_curve_without_figures_can_be_drawn(series: dict[str, list[float | None]
 def test_curve_of_one_point_can_be_drawn() -> None:
     root = ET.fromstring(draw(Curve("a", "a", "x", "y", ["1"], {"relay": [5.0]})))
     assert len(root.findall(f"{SVG}circle")) == 1
+
+
+def test_what_is_far_apart_stands_by_its_logarithm() -> None:
+    values: list[float | None] = [3.0, 30.0, 300.0, 3_000.0]
+    root = ET.fromstring(draw(Curve("a", "a", "x", "y", ["1", "2", "3", "4"], {"relay": values})))
+    heights = [float(circle.attrib["cy"]) for circle in root.findall(f"{SVG}circle")]
+    steps = [above - below for above, below in pairwise(heights)]
+    assert steps == pytest.approx([steps[0]] * 3, abs=0.2)
+    texts = {element.text for element in root.findall(f"{SVG}text")}
+    assert {"1", "10", "100", "1,000", "10,000"} <= texts
 
 
 def test_file_is_named_after_the_curve(tmp_path: Path) -> None:
