@@ -5,7 +5,7 @@ under the lock of the partition; it writes every length and hashes every key byt
 once, before any lock, from parts that are mostly known: names of headers and lengths. The batch takes it as it is.
 
 Measured with records of 1 kB and ten headers, in µs of CPU a record: ``send`` 28, records encoded here 18, and with
-``KeyPartitioner`` 13.
+keys hashed four bytes at a time 13. Partitions are looked up and the sender's thread is woken once a batch besides.
 
 A record that is out of the ordinary (too large, of a wrong type, for a topic that is not known yet) goes through
 ``send`` itself: so what is refused, how it is said and how long it is waited for stay the client's own.
