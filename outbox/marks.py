@@ -12,11 +12,13 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from django.db import connections
 
 from outbox.repository import OutboxRepository
+
+_LEAVE_TIMEOUT_S: Final = 10.0
 
 
 class Hand(Protocol):
@@ -65,7 +67,7 @@ class OtherHands:
         self._wait_for(0)
 
     def close(self) -> None:
-        all_of_them = threading.Barrier(self._threads)
+        all_of_them = threading.Barrier(self._threads, timeout=_LEAVE_TIMEOUT_S)
         for _ in range(self._threads):  # each by a thread of its own, as none goes on before the last one has come
             self._pool.submit(_leave, all_of_them)
         self._pool.shutdown()
@@ -91,8 +93,12 @@ def _do(work: Callable[[], None]) -> None:
 
 
 def _leave(together: threading.Barrier) -> None:
-    together.wait()
-    connections.close_all()
+    try:
+        together.wait()
+    except threading.BrokenBarrierError:
+        pass  # one could not be started any more; this one must not wait for it for ever
+    finally:
+        connections.close_all()
 
 
 class PublishedMarks:
