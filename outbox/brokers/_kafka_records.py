@@ -3,6 +3,7 @@
 Without this, one such record would hold up its partition for ever.
 
 * A header name that is not UTF-8: Kafka takes any bytes. It comes out with its odd bytes escaped (``na\\xffme``).
+* Headers that cannot be taken apart. What can be read of them comes out, and the rest as one by itself.
 * A batch that cannot be taken apart, say because something follows its compressed bytes. One record stands for it, or
   for what is left of it: its value is the batch as it was fetched, its header ``UNREADABLE`` says which offsets and
   why. No outbox message looks like it, so it is kept as a rejected record; those of its events that are ours are
@@ -10,6 +11,8 @@ Without this, one such record would hold up its partition for ever.
 * A batch whose checksum is wrong, likewise, once it was fetched so three times: it may have been damaged on its way.
 
 A batch whose codec has no library here is not among them: it can be read as soon as somebody installs it.
+
+Headers are read when somebody asks for them, so that what nobody looks at costs nothing.
 """
 
 # ruff: noqa: SLF001 - there is no public way into the client's reading of a batch
@@ -23,17 +26,20 @@ from typing import Any, Final
 
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+from kafka.record.util import decode_varint
 
 from outbox.brokers import _kafka_codecs as codecs
+from outbox.envelope import Headers
 
 logger = logging.getLogger(__name__)
 
 UNREADABLE: Final = "outbox-unreadable-batch"
 
+UNREADABLE_HEADERS: Final = "outbox-unreadable-headers"
+
 _FETCHES: Final = 3
 """After so many, a batch with a wrong checksum is one that lies there."""
 
-_read_strictly: Final = DefaultRecordBatch._read_msg
 _open_strictly: Final = DefaultRecordBatch.__iter__
 _is_whole: Final = DefaultRecordBatch.validate_crc
 
@@ -41,28 +47,81 @@ _damaged: Final[Counter[tuple[int, int, int]]] = Counter()
 """How often a batch came with a wrong checksum."""
 
 
-class _Name(bytearray):
-    """Part of a batch that decodes whatever it holds."""
+class PackedHeaders:
+    """The headers of one record as they came, read when somebody asks: of ten thousand records hardly one is.
 
-    def decode(self, *_encoding: Any) -> str:
-        return bytes(self).decode("utf-8", "backslashreplace")
+    To read those of a record of ours takes three times as long as to read all the rest of it.
+    """
+
+    __slots__ = ("_count", "_packed")
+
+    def __init__(self, packed: bytes, count: int) -> None:
+        self._packed, self._count = packed, count
+
+    def __bool__(self) -> bool:
+        """Say no, whatever they are: of headers that are true the client reads the lengths, which nobody uses."""
+        return False
+
+    def __call__(self) -> Headers:
+        """Return them; what cannot be read is one more by the name of ``UNREADABLE_HEADERS``."""
+        found: list[tuple[str, bytes]] = []
+        at = 0
+        try:
+            for _ in range(self._count):
+                name, behind = _read_bytes(self._packed, at)
+                value, behind = _read_bytes(self._packed, behind)
+                found.append(((name or b"").decode("utf-8", "backslashreplace"), value or b""))
+                at = behind
+        except (ValueError, IndexError):
+            pass  # what is left says so
+        if at < len(self._packed):
+            found.append((UNREADABLE_HEADERS, self._packed[at:]))
+        return tuple(found)
 
 
-class _LenientBuffer(bytearray):
-    """A batch whose parts decode whatever they hold."""
+def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:
+    """Return what has its length before it, and the place behind it.
 
-    def __getitem__(self, at: Any) -> Any:
-        found = super().__getitem__(at)
-        return _Name(found) if isinstance(at, slice) else found
+    :raises ValueError: it is longer than the buffer, or its length is no number.
+    :raises IndexError: the buffer ends before it.
+    """
+    length, at = decode_varint(buffer, at)
+    if length < 0:
+        return None, at
+    if at + length > len(buffer):
+        raise ValueError(f"{length} bytes at {at}, where {len(buffer) - at} are left")
+    return bytes(buffer[at : at + length]), at + length
 
 
-def _read_leniently(batch: Any) -> Any:
-    try:
-        return _read_strictly(batch)
-    except UnicodeDecodeError:
-        # The batch's position moves at the end of a record only, so this reads the same one again.
-        batch._buffer = _LenientBuffer(batch._buffer)
-        return _read_strictly(batch)
+class _FetchedBatch(DefaultRecordBatch):  # type: ignore[misc] # the client has no types
+    """A batch that a consumer has fetched. One that a producer takes apart to send it again is read by the client."""
+
+    __slots__ = ()
+
+    def _read_msg(self: Any) -> Any:
+        """Read the next record but for its headers (https://kafka.apache.org/documentation/#record)."""
+        buffer = self._buffer
+        length, at = decode_varint(buffer, self._pos)
+        end = at + length
+        if not at < end <= len(buffer):
+            raise CorruptRecordError(f"a record of {length} bytes at {at}, where {len(buffer) - at} are left")
+        after_ms, at = decode_varint(buffer, at + 1)  # behind its attributes, which mean nothing
+        offset, at = decode_varint(buffer, at)
+        key, at = _read_bytes(buffer, at)
+        value, at = _read_bytes(buffer, at)
+        count, at = decode_varint(buffer, at)
+        if at > end or count < 0:
+            raise CorruptRecordError(f"a record of {length} bytes whose parts take {at - end} more, {count} headers")
+        self._pos = end
+        return DefaultRecord(
+            length,
+            self.base_offset + offset,
+            self.max_timestamp if self.timestamp_type == self.LOG_APPEND_TIME else self.first_timestamp + after_ms,
+            self.timestamp_type,
+            key,
+            value,
+            PackedHeaders(bytes(buffer[at:end]), count),
+        )
 
 
 def _records(batch: Any) -> Iterator[Any]:
@@ -105,6 +164,9 @@ def _stand_in(batch: Any, fetched: bytes, done: int, reason: str) -> Any:
 
 
 def _is_whole_or_given_up(batch: Any) -> bool:
+    # The consumer asks before it reads a batch, and nobody else asks.
+    if not batch.is_control_batch:
+        batch.__class__ = _FetchedBatch
     if _is_whole(batch):
         return True
     identity = _identity(batch)
@@ -118,6 +180,5 @@ def _identity(batch: Any) -> tuple[int, int, int]:
 
 def read_whatever_lies_there() -> None:
     """Have every consumer of this process read such records."""
-    DefaultRecordBatch._read_msg = _read_leniently
     DefaultRecordBatch.__iter__ = _records
     DefaultRecordBatch.validate_crc = _is_whole_or_given_up

@@ -27,6 +27,7 @@ from kafka.structs import OffsetAndMetadata
 from outbox.brokers._kafka_client import ClientFactory, describe
 from outbox.brokers._kafka_group import OwnedPartitionsAssignor, RebalanceListener
 from outbox.brokers._kafka_ledger import Ledger
+from outbox.brokers._kafka_records import PackedHeaders
 from outbox.brokers.base import IncomingRecord
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, LostSubscriptionError
 from outbox.routes import ServiceRoute
@@ -363,11 +364,12 @@ class KafkaSubscription:
 
 
 def _incoming(record: Any) -> IncomingRecord:
+    headers = record.headers
     return IncomingRecord(
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
         key=record.key,
         value=record.value,
-        headers=tuple([(name, value or b"") for name, value in record.headers]),  # quicker than a generator
+        header_source=headers if isinstance(headers, PackedHeaders) else tuple(headers),
     )

@@ -7,7 +7,7 @@ A broker carries records; it never reads or writes outbox rows. All blocking cal
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -38,7 +38,13 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: Headers = ()
+    header_source: Headers | Callable[[], Headers] = ()
+    """The headers, or what reads them: hardly anybody asks."""
+
+    @property
+    def headers(self) -> Headers:
+        """Return the headers in their order; a name may come twice."""
+        return self.header_source() if callable(self.header_source) else self.header_source
 
 
 @dataclass(frozen=True, slots=True)

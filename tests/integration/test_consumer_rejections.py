@@ -52,7 +52,7 @@ def test_record_without_a_row_is_kept_with_its_bytes(
         offset=41,
         key=b"\xfe key",
         value=value,
-        headers=(("trace", b"\xff\x00"), ("event_type", b"x")),
+        header_source=(("trace", b"\xff\x00"), ("event_type", b"x")),
     )
 
     consumer.handle([bad, record_of(alias, good)])

@@ -98,7 +98,7 @@ class Topic:
             offset=number,
             key=key,
             value=value,
-            headers=headers,
+            header_source=headers,
         )
         self.batch.append(made)
         return made

@@ -13,18 +13,23 @@ from kafka import codec
 from kafka.errors import UnsupportedCodecError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
-from kafka.record.util import calc_crc32c
+from kafka.record.util import calc_crc32c, decode_varint
 
-from outbox.brokers import _kafka_codecs
-from outbox.brokers._kafka_records import UNREADABLE, read_whatever_lies_there
+from outbox.brokers import _kafka_codecs, _kafka_records
+from outbox.brokers._kafka_records import UNREADABLE, UNREADABLE_HEADERS, PackedHeaders, read_whatever_lies_there
 
 HEAD = DefaultRecordBatch.HEADER_STRUCT.size
 BASE = 1_000
 CODECS = {"none": 0, **{name: number for number, name in _kafka_codecs.NAMES.items()}}
 
 
+Headers = tuple[tuple[str, bytes], ...]
+
+
 @pytest.fixture(autouse=True)
-def _installed() -> None:
+def _installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("__iter__", "validate_crc"):
+        monkeypatch.setattr(DefaultRecordBatch, name, getattr(DefaultRecordBatch, name))  # as it was, after the test
     read_whatever_lies_there()
 
 
@@ -138,3 +143,81 @@ def test_wrong_checksum_is_believed_at_the_third_time() -> None:
     assert b"its checksum is wrong" in stand_in.headers[0][1]
     other = bytes(batch_of(b"x"))
     assert [record.value for record in read(other)] == [b"x"]
+
+
+# --- headers ---------------------------------------------------------------------------------------------------------
+
+
+def with_headers(
+    *headers: tuple[str, bytes | None], key: bytes | None = b"key", value: bytes | None = b"value"
+) -> bytes:
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    assert builder.append(0, 1_700_000_000_000, key, value, list(headers)) is not None
+    return bytes(builder.build())
+
+
+texts = st.text(max_size=80)
+nullable = st.none() | st.binary(max_size=300)
+
+
+@given(st.lists(st.tuples(texts, nullable), max_size=12), nullable, nullable)
+def test_records_are_what_the_client_reads(
+    headers: list[tuple[str, bytes | None]], key: bytes | None, value: bytes | None
+) -> None:
+    raw = with_headers(*headers, key=key, value=value)
+    [strict] = DefaultRecordBatch(raw)
+
+    [record] = read(raw)
+
+    assert record.headers() == tuple((name, content or b"") for name, content in strict.headers)
+    for part in ("size_in_bytes", "offset", "timestamp", "timestamp_type", "key", "value"):
+        assert getattr(record, part) == getattr(strict, part), part
+
+
+@pytest.mark.parametrize(
+    ("packed", "count", "read"),
+    [
+        pytest.param(b"\x04na\x02v", 1, (("na", b"v"),), id="whole"),
+        pytest.param(b"\x04n\xff\x02v", 1, (("n\\xff", b"v"),), id="name that is no UTF-8"),
+        pytest.param(b"\x02a\x01\x02b\x00", 2, (("a", b""), ("b", b"")), id="no value and an empty one"),
+        pytest.param(b"\x02a\x00\x02b\x7ev", 2, (("a", b""), (UNREADABLE_HEADERS, b"\x02b\x7ev")), id="cut off"),
+        pytest.param(b"\x02a\x00", 2, (("a", b""),), id="fewer than were announced"),
+        pytest.param(b"\x02a\x00\x02b\x00", 1, (("a", b""), (UNREADABLE_HEADERS, b"\x02b\x00")), id="more"),
+        pytest.param(b"\xff" * 11, 1, ((UNREADABLE_HEADERS, b"\xff" * 11),), id="length that is no number"),
+    ],
+)
+def test_headers_are_read_as_far_as_they_can_be(packed: bytes, count: int, read: Headers) -> None:
+    assert PackedHeaders(packed, count)() == read
+
+
+@given(st.binary(max_size=60), st.integers(0, 20))
+def test_no_header_ever_raises_and_nothing_of_it_is_lost(packed: bytes, count: int) -> None:
+    found = PackedHeaders(packed, count)()
+
+    left = dict(found).get(UNREADABLE_HEADERS, b"")
+    assert len(found) <= count + 1
+    assert packed.endswith(left)
+
+
+def test_batch_that_is_split_to_be_sent_again_keeps_its_headers() -> None:
+    """The producer reads it too: what is too large for the broker goes in two."""
+    [batch] = MemoryRecords(with_headers(("name", None), ("name", b"value")))
+    [record] = batch
+    assert record.headers == [("name", None), ("name", b"value")]
+
+
+def test_headers_are_read_by_who_asks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are most of what reading a record takes."""
+    places: list[int] = []
+
+    def counted(buffer: bytes, at: int) -> tuple[int, int]:
+        places.append(at)
+        return decode_varint(buffer, at)
+
+    monkeypatch.setattr(_kafka_records, "decode_varint", counted)
+    raw = with_headers(*[(f"name-{number}", b"value") for number in range(10)])
+    [record] = read(raw)
+    assert len(places) == 6  # length, moment, offset, key, value, how many headers
+    assert not record.headers
+    assert len(record.headers()) == 10
+    assert len(places) == 26
