@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.speed import consumer, cost, disturbance, latency, plots, publish, relay, scale
+from benchmarks.speed import backlog, consumer, cost, disturbance, latency, plots, publish, relay, scale
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.report import Result, number
 
@@ -28,6 +28,7 @@ _SUITES: Final[dict[str, Callable[[Plan], Result]]] = {
     "latency": latency.measure,
     "writers": disturbance.measure,
     "scale": scale.measure,
+    "backlog": backlog.measure,
 }
 _QUICK: Final = ("publish", "cost", "relay", "consumer")
 _FEWEST_EVENTS: Final = 4_000

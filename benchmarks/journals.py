@@ -13,6 +13,8 @@ class Transaction:
     due: float
     start: float
     end: float
+    nothing_s: float
+    """How long a statement took that does nothing, right after it: what it costs to be served at all."""
     error: str
 
 
@@ -20,8 +22,8 @@ def read_journal(journal: Path) -> list[Transaction]:
     """Return the transactions of a journal."""
     found = []
     for line in journal.read_text().splitlines():
-        due, start, end, error = line.split("\t", 3)
-        found.append(Transaction(float(due), float(start), float(end), error))
+        due, start, end, nothing_s, error = line.split("\t", 4)
+        found.append(Transaction(float(due), float(start), float(end), float(nothing_s), error))
     return found
 
 

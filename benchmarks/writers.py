@@ -104,7 +104,8 @@ def load(stop: StopFlag, journal: Path, source: Iterator[msgspec.Struct], *, bac
 def steady(stop: StopFlag, journal: Path, *, name: str, rate: float, payload_bytes: int) -> None:
     """Run ``rate`` transactions a second, each with a business row and an event, each at a moment fixed beforehand.
 
-    The journal has a line each: when it was due, when it began and ended (monotonic seconds), and its error.
+    The journal has a line each: when it was due, when it began and ended (monotonic seconds), how long a statement took
+    that does nothing, and its error.
     """
     rand = random.Random(name)
     with journal.open("w", buffering=1) as file:
@@ -123,7 +124,10 @@ def steady(stop: StopFlag, journal: Path, *, name: str, rate: float, payload_byt
                     publish(snapshot(conversation, payload_bytes=payload_bytes))
             except Error as failure:
                 error = f"{type(failure).__name__}: {failure}".replace("\n", " ")
-            file.write(f"{due:.6f}\t{start:.6f}\t{time.monotonic():.6f}\t{error}\n")
+            end = time.monotonic()
+            with connection.cursor() as cursor:
+                cursor.execute("DO 0")
+            file.write(f"{due:.6f}\t{start:.6f}\t{end:.6f}\t{time.monotonic() - end:.6f}\t{error}\n")
 
 
 def paced(stop: StopFlag, journal: Path, *, rate: float, each: int, payload_bytes: int) -> None:

@@ -45,7 +45,7 @@ def measure(*, rows: int, small_rows: int, repeats: int, payload_bytes: int, kee
         template = outbox.template(body_bytes=payload_bytes)
         runs: dict[int, list[Run]] = {small_rows: [], rows: []}
         for size in [*[small_rows] * repeats, rows, *[small_rows] * repeats]:
-            run = _relay(installation, outbox, template, size)
+            run = relay_once(installation, outbox, template, size)
             runs[size].append(run)
             print(f"{size:,} rows: {run.speed:,.0f} events/s, peak RSS {mib(run.peak_kib)} MiB", flush=True)
         pool = outbox.buffer_pool_mib()
@@ -59,7 +59,8 @@ def measure(*, rows: int, small_rows: int, repeats: int, payload_bytes: int, kee
     return outcome
 
 
-def _relay(installation: Installation, outbox: OutboxTable, template: Template, rows: int) -> Run:
+def relay_once(installation: Installation, outbox: OutboxTable, template: Template, rows: int) -> Run:
+    """Fill the table with ``rows`` that are due, and have a relay send them all and end."""
     outbox.truncate()
     ago_us = int(rows * _SECONDS_APART * 1e6) + 60_000_000
     moment = (

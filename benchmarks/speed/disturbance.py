@@ -44,8 +44,8 @@ def measure(plan: Plan) -> Result:
 
 
 def _compare(result: Result, plan: Plan, workers: str, niceness: int) -> None:
-    alone: list[list[float]] = []
-    beside: list[list[float]] = []
+    alone: list[list[Transaction]] = []
+    beside: list[list[Transaction]] = []
     for number in range(plan.repeats):
         # Each with a topic of its own: what the one before left there has the ids of this one's rows.
         with installed("bench", keep=plan.keep) as installation:
@@ -57,17 +57,25 @@ def _compare(result: Result, plan: Plan, workers: str, niceness: int) -> None:
             Line(
                 f"transaction of others beside {workers}: {name}",
                 "ms",
-                [percentile(spent, share) for spent in beside],
-                [percentile(spent, share) for spent in alone],
+                [percentile([each.end - each.start for each in run], share) * 1000 for run in beside],
+                [percentile([each.end - each.start for each in run], share) * 1000 for run in alone],
                 target,
             )
         )
+    result.lines.append(
+        Line(
+            f"statement of theirs that does nothing, beside {workers}: p99",
+            "ms",
+            [percentile([each.nothing_s for each in run], 0.99) * 1000 for run in beside],
+            [percentile([each.nothing_s for each in run], 0.99) * 1000 for run in alone],
+        )
+    )
     counts = ", ".join(f"{len(quiet):,} and {len(busy):,}" for quiet, busy in zip(alone, beside, strict=True))
     result.notes.append(f"{workers}: transactions alone and beside: {counts}")
 
 
-def _round(stage: Stage, plan: Plan, number: int, niceness: int) -> tuple[list[float], list[float]]:
-    """Return the transactions' times in ms, alone and beside the workers."""
+def _round(stage: Stage, plan: Plan, number: int, niceness: int) -> tuple[list[Transaction], list[Transaction]]:
+    """Return the transactions alone and beside the workers."""
     installation, seconds = stage.installation, plan.seconds
     last_id = _fill(stage, plan)
     journals = [installation.folder / f"steady-{number}-{writer}.tsv" for writer in range(_WRITERS)]
@@ -107,7 +115,7 @@ def _round(stage: Stage, plan: Plan, number: int, niceness: int) -> tuple[list[f
     errors = [each.error for each in transactions if each.error]
     if errors:
         raise RuntimeError(f"{len(errors)} transactions of the writers failed, the first: {errors[0]}")
-    return _spent(transactions, quiet), _spent(transactions, busy)
+    return _of(transactions, quiet), _of(transactions, busy)
 
 
 def _worker(installation: Installation, niceness: int, *command: str) -> Process:
@@ -141,6 +149,6 @@ def _are_busy(stage: Stage, prune: Process, last_id: int) -> bool:
     return bool(status == "pending" and prune.is_alive)
 
 
-def _spent(transactions: Sequence[Transaction], phase: tuple[float, float]) -> list[float]:
+def _of(transactions: Sequence[Transaction], phase: tuple[float, float]) -> list[Transaction]:
     begin, end = phase
-    return [(each.end - each.start) * 1000 for each in transactions if begin <= each.due < end]
+    return [each for each in transactions if begin <= each.due < end]

@@ -49,8 +49,8 @@ def test_cleaners_own_count_is_read(text: str, expected: int) -> None:
 
 def test_journal_of_a_writer_is_read_with_its_errors(tmp_path: Path) -> None:
     journal = tmp_path / "writer.tsv"
-    journal.write_text("1.5\t1.6\t1.75\t\n2.0\t2.0\t3.0\tOperationalError: (1213, 'Deadlock')\n")
+    journal.write_text("1.5\t1.6\t1.75\t0.01\t\n2.0\t2.0\t3.0\t0.5\tOperationalError: (1213, 'Deadlock')\n")
     assert read_journal(journal) == [
-        Transaction(1.5, 1.6, 1.75, ""),
-        Transaction(2.0, 2.0, 3.0, "OperationalError: (1213, 'Deadlock')"),
+        Transaction(1.5, 1.6, 1.75, 0.01, ""),
+        Transaction(2.0, 2.0, 3.0, 0.5, "OperationalError: (1213, 'Deadlock')"),
     ]
