@@ -34,6 +34,7 @@ _QUICK: Final = ("publish", "cost", "relay", "consumer")
 _FEWEST_EVENTS: Final = 4_000
 _BROKEN_HARNESS: Final = 2
 _QUIET_LOAD: Final = 0.5
+_REASONS: Final = "docs/performance.md, What falls short, and why"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -149,6 +150,8 @@ def conclude(results: Sequence[Result], *, quick: bool, load: float) -> int:
     for suite, line in short:
         ratio = "" if line.ratio is None else f", ratio {line.ratio:.2f}"
         print(f"SHORT  {suite}: {line.name}: {number(line.figure)} {line.unit}{ratio}; asked for {line.target}")
+    if short:
+        print(f"what such shortfalls come from: {_REASONS}")
     judged = sum(len(result.judged(counted_only=quick)) for result in results)
     print(f"{judged} targets were judged, {judged - len(short)} are met")
     if load > _QUIET_LOAD and not quick:

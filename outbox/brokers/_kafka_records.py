@@ -50,7 +50,7 @@ _damaged: Final[Counter[tuple[int, int, int]]] = Counter()
 class PackedHeaders:
     """The headers of one record as they came, read when somebody asks: of ten thousand records hardly one is.
 
-    To read those of a record of ours takes three times as long as to read all the rest of it.
+    To read the ten of a record of ours takes twice as long as to read all the rest of it.
     """
 
     __slots__ = ("_count", "_packed")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.__main__ import conclude, parse, plan_of
 from benchmarks.speed.report import Line, Result, Target
 
+PERFORMANCE = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 SLOW = Line("slow", "events/s", [1.0], [100.0], Target(0.75, "least"))
 MANY = Line("many", "a batch", [4.0], target=Target(3.0, "most", of="figure"), counted=True)
 
@@ -48,4 +51,15 @@ def test_what_falls_short_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     conclude([Result("relay", [SLOW])], quick=False, load=3.0)
     said = capsys.readouterr().out
     assert "SHORT  relay: slow: 1 events/s, ratio 0.01; asked for ≥ 0.75 ×" in said
+    assert "what such shortfalls come from: docs/performance.md, What falls short, and why" in said
     assert "the load was 3.0" in said
+
+
+def test_reasons_stand_where_they_are_said_to() -> None:
+    assert "\n### What falls short, and why\n" in PERFORMANCE.read_text(encoding="utf-8")
+
+
+def test_nothing_is_said_of_reasons_where_nothing_falls_short(capsys: pytest.CaptureFixture[str]) -> None:
+    quick = Line("quick", "events/s", [9.0], [10.0], Target(0.75, "least"))
+    conclude([Result("relay", [quick])], quick=False, load=0.0)
+    assert "come from" not in capsys.readouterr().out
