@@ -122,11 +122,12 @@ def steady(stop: StopFlag, journal: Path, *, name: str, rate: float, payload_byt
                         chat_id=f"{name}-{conversation}", user_id=1, seq=number, kind="tool", content="x" * 200
                     )
                     publish(snapshot(conversation, payload_bytes=payload_bytes))
+                end = time.monotonic()
+                with connection.cursor() as cursor:
+                    cursor.execute("DO 0")
             except Error as failure:
                 error = f"{type(failure).__name__}: {failure}".replace("\n", " ")
-            end = time.monotonic()
-            with connection.cursor() as cursor:
-                cursor.execute("DO 0")
+                end = time.monotonic()
             file.write(f"{due:.6f}\t{start:.6f}\t{end:.6f}\t{time.monotonic() - end:.6f}\t{error}\n")
 
 
