@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 UNREADABLE: Final = "outbox-unreadable-batch"
 
 UNREADABLE_HEADERS: Final = "outbox-unreadable-headers"
+"""Its value is what is left of a record's headers from the first on that cannot be read."""
 
 _FETCHES: Final = 3
 """After so many, a batch with a wrong checksum is one that lies there."""
@@ -163,10 +164,14 @@ def _stand_in(batch: Any, fetched: bytes, done: int, reason: str) -> Any:
     )
 
 
-def _is_whole_or_given_up(batch: Any) -> bool:
-    # The consumer asks before it reads a batch, and nobody else asks.
+def _take_in(batch: Any) -> bool:
+    """Say whether a batch is to be read, as the consumer asks of each that it fetched; nobody else asks."""
     if not batch.is_control_batch:
         batch.__class__ = _FetchedBatch
+    return _is_whole_or_given_up(batch)
+
+
+def _is_whole_or_given_up(batch: Any) -> bool:
     if _is_whole(batch):
         return True
     identity = _identity(batch)
@@ -181,4 +186,4 @@ def _identity(batch: Any) -> tuple[int, int, int]:
 def read_whatever_lies_there() -> None:
     """Have every consumer of this process read such records."""
     DefaultRecordBatch.__iter__ = _records
-    DefaultRecordBatch.validate_crc = _is_whole_or_given_up
+    DefaultRecordBatch.validate_crc = _take_in

@@ -13,7 +13,7 @@ from kafka import codec
 from kafka.errors import UnsupportedCodecError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
-from kafka.record.util import calc_crc32c, decode_varint
+from kafka.record.util import calc_crc32c, decode_varint, encode_varint
 
 from outbox.brokers import _kafka_codecs, _kafka_records
 from outbox.brokers._kafka_records import UNREADABLE, UNREADABLE_HEADERS, PackedHeaders, read_whatever_lies_there
@@ -21,8 +21,6 @@ from outbox.brokers._kafka_records import UNREADABLE, UNREADABLE_HEADERS, Packed
 HEAD = DefaultRecordBatch.HEADER_STRUCT.size
 BASE = 1_000
 CODECS = {"none": 0, **{name: number for number, name in _kafka_codecs.NAMES.items()}}
-
-
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -191,12 +189,24 @@ def test_headers_are_read_as_far_as_they_can_be(packed: bytes, count: int, read:
 
 
 @given(st.binary(max_size=60), st.integers(0, 20))
-def test_no_header_ever_raises_and_nothing_of_it_is_lost(packed: bytes, count: int) -> None:
+def test_no_header_ever_raises(packed: bytes, count: int) -> None:
     found = PackedHeaders(packed, count)()
 
     left = dict(found).get(UNREADABLE_HEADERS, b"")
     assert len(found) <= count + 1
     assert packed.endswith(left)
+
+
+@given(st.lists(st.tuples(texts, st.binary(max_size=80)), max_size=6), st.binary(max_size=20))
+def test_what_lies_behind_the_headers_is_kept(headers: list[tuple[str, bytes]], behind: bytes) -> None:
+    packed = bytearray()
+    for part in (part for name, value in headers for part in (name.encode(), value)):
+        encode_varint(len(part), packed.append)
+        packed += part
+
+    found = PackedHeaders(bytes(packed) + behind, len(headers))()
+
+    assert found == (*headers, *([(UNREADABLE_HEADERS, behind)] if behind else []))
 
 
 def test_batch_that_is_split_to_be_sent_again_keeps_its_headers() -> None:
