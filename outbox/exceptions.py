@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 
 
 class OutboxError(Exception):
@@ -170,6 +171,83 @@ class ClosedConnectionError(OutboxError):
         )
 
 
+class UndoneEffectsError(OutboxError):
+    """A handler returned, and what it wrote is not in the transaction that marks its event consumed.
+
+    ``cause`` is the error that it swallowed, where one was seen.
+    """
+
+    def __init__(self, message: str, *, cause: BaseException | None = None) -> None:
+        self.cause = cause
+        super().__init__(message)
+
+    @classmethod
+    def swallowed(cls, cause: BaseException | None) -> UndoneEffectsError:
+        """Return the error of a handler after which Django rolls the transaction back."""
+        if cause is None:
+            return cls(
+                "the handler marked its transaction for rollback (transaction.set_rollback(True)) and returned, so its"
+                " effects are lost; raise an exception to undo an event"
+            )
+        return cls(
+            f"the handler swallowed {type(cause).__name__}: {cause}. It marked the transaction for rollback, so its"
+            f" effects are lost. Put what may fail into a block of its own: `with transaction.atomic(): ...` inside of"
+            f" `try`",
+            cause=cause,
+        )
+
+    @classmethod
+    def ended(cls, cause: BaseException | None = None) -> UndoneEffectsError:
+        """Return the error of a handler whose transaction is not the open one any more."""
+        swallowed = "" if cause is None else f" after it swallowed {type(cause).__name__}: {cause}"
+        return cls(
+            f"the transaction in which the handler wrote is not open any more{swallowed}: it was committed, rolled back,"
+            f" aborted or left with a block of its own open. Leave the transaction to the consumer",
+            cause=cause,
+        )
+
+
+class TransactionEndedError(OutboxError):
+    """A handler sent a statement that ends the consumer's transaction; it was not executed."""
+
+    def __init__(self, sql: str) -> None:
+        super().__init__(
+            f"the handler sent {sql.strip()[:60]!r}, which would end the transaction that marks its event consumed, and"
+            f" commit or undo other events' effects; it was not executed. Leave the transaction to the consumer"
+        )
+
+
+class UnfinishedCallError(OutboxError):
+    """A handler returned work that nobody does: a coroutine, a generator, a future."""
+
+    def __init__(self, result: object) -> None:
+        super().__init__(
+            f"the handler returned {type(result).__name__} {result!r:.200}, which nobody runs or waits for, so it had no"
+            f" effect; make it a plain function that does its work before it returns"
+        )
+
+
+class TooManyInterruptionsError(UnreadableError):
+    """Processes or connections ended, several times in a row, while an event was at work alone."""
+
+    def __init__(self, interruptions: int) -> None:
+        super().__init__(
+            f"{interruptions} times in a row its process or its database connection ended while this event was at work"
+            f" alone: its handler most likely exhausts memory, crashes the process, sends a statement that is too large,"
+            f" or runs into a killer of long transactions. Mend it, then replay the event"
+        )
+
+
+class ConnectionLostError(OutboxError):
+    """A database connection ended while one event was at work alone, and other connections to that database lived on."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(
+            f"the database connection ended while this event was at work alone, and no other did: {error}. A statement"
+            f" above the server's max_allowed_packet does that, a killer of long transactions, or an administrator"
+        )
+
+
 # --- what a handler may raise ------------------------------------------------------------------------------------
 
 
@@ -192,6 +270,15 @@ class Discard(Exception):  # noqa: N818 - an instruction to the consumer, not an
     def __init__(self, reason: str) -> None:
         self.reason = reason
         super().__init__(reason)
+
+
+class FailedDeliveries(Exception):  # noqa: N818 - an instruction to the consumer, not an error
+    """Raised by a handler of lists: these of its deliveries failed; the others are done again without them."""
+
+    def __init__(self, deliveries: Iterable[Any], reason: str = "") -> None:
+        self.deliveries = list(deliveries)
+        self.reason = reason or "the handler named these deliveries as failed"
+        super().__init__(f"{self.reason}: {', '.join(str(each.outbox_id) for each in self.deliveries[:20])}")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,77 +1,66 @@
-"""Brings a batch of records to its end: runs the handlers in the transaction that marks their events consumed.
+"""Brings a batch of records to its end: transaction by transaction, until every event of it is settled.
 
 A record only says which row to look at; the row is the truth. So a repeated record changes nothing, and an edited event
 runs with its new payload whatever is still on the topic. A batch that fails is done again without the events that it
-fails by, and those alone.
+fails by, and those alone: see ``outbox.isolation`` for whose failure it is.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
+from time import monotonic
+from typing import Final, NoReturn
 
+import msgspec
 from django.db import connections, transaction
-from django.db.utils import DatabaseError, InterfaceError
+from django.db.utils import InterfaceError
 
-from outbox.backoff import RetryPolicy, delay
-from outbox.blame import failure_of, raise_if_away, trouble_behind
+from outbox.backoff import RetryPolicy
+from outbox.batch_transaction import BatchTransaction, Tools, TooMuchAtOnce, TransactionFailedError, halves
+from outbox.blame import message_of
 from outbox.brokers.base import IncomingRecord
 from outbox.conf import ConsumerOptions
 from outbox.contracts import ContractRegistry
-from outbox.delivering import call_handlers, sift
-from outbox.envelope import decode_envelope, decode_message
-from outbox.exceptions import (
-    ClosedConnectionError,
-    Discard,
-    EnvelopeError,
-    LostRowError,
-    NoHandlerError,
-    Retry,
-    UnknownEventTypeError,
-    UnreadableError,
-)
-from outbox.handlers import Delivery, HandlerRegistry
-from outbox.lifecycle import UNFINISHED
-from outbox.outcomes import ConsumerTotals, News, Outcome
-from outbox.planning import Burial, Plan, Readable, lost_before, make_plan, waits_until
-from outbox.rejections import Rejection, RejectionStore
+from outbox.database_errors import ErrorKind
+from outbox.exceptions import ConnectionLostError, HandlerTimeoutError, LostRowError
+from outbox.handlers import HandlerRegistry
+from outbox.heartbeat import NoWitness, Witness
+from outbox.isolation import CallFailedError, Deliveries, LockBudget
+from outbox.outcomes import ConsumerTotals, News, Outcome, Portion, Way
+from outbox.reading import RowReader
+from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Locked
-from outbox.sql import RolledBackWatch, Trouble
+from outbox.settling import Settling
 from outbox.waiting import WaitingEvents
+from outbox.watchdog import Watchdog
+from outbox.writing import PlanWriter
 
-_LONGEST_PAUSE = timedelta(days=3650)
-"""Whatever a handler asks for, the moment must be one that a database can hold."""
+_CONFLICT_LIMIT: Final = 5
+"""A transaction that loses its locks this often in a row is done event by event; an event alone is deferred then."""
 
-_CONTENTION_LIMIT = 5
-"""A transaction that loses its locks this often in a row is cut, and an event that does so alone is put off."""
-
-_WOKEN_AT_ONCE = 500
-"""About so many events are woken by one batch; the others come when they are due."""
-
-
-_Messages = dict[tuple[int, str], list[IncomingRecord]]
-"""The records of a batch by row and event type: a foreign record with the id of a row must not hide the row's own."""
+_FAULT_LIMIT: Final = 3
+"""So many faults of our own, and nothing that came to its end: it is not these records' doing."""
 
 
-class _HandlingFailed(Exception):  # noqa: N818 - carries the cause out of the transaction, so that it is rolled back
-    """Something in the transaction raised; ``row`` is the guilty one where it stood alone."""
+class _OwnFault(Exception):  # noqa: N818 - carries the cause out of a portion
+    """Something of our own failed: no event is charged."""
 
-    def __init__(self, row: Locked | None, cause: Exception) -> None:
+    def __init__(self, cause: Exception) -> None:
         super().__init__(type(cause).__name__)
-        self.row, self.cause = row, cause
-
-
-class _TooMuchAtOnce(Exception):  # noqa: N818 - not an error: the batch is cut
-    """The payloads of the batch are more than one transaction should hold."""
+        self.cause = cause
 
 
 class BatchHandling:
     """What one service's consumer does with the records it received.
 
     ``rand`` gives the random share of a back-off, in [0, 1). ``retry_policy`` gives the back-off of an event
-    type, ``parks_key`` whether its death holds back its key. An event for which others wait is sent again
+    type, ``parks_key`` whether its death holds back its key, ``time_limit`` how long a call of its handler may take.
+    ``witness`` says whether a lost connection was the database's doing. An event for which others wait is sent again
     when it was sent ``redeliver_after`` ago and has not come. ``wake_relays`` is called when rows became due.
+    ``clock`` gives monotonic seconds.
     """
 
     def __init__(
@@ -84,301 +73,235 @@ class BatchHandling:
         options: ConsumerOptions,
         retry_policy: Callable[[str], RetryPolicy],
         parks_key: Callable[[str], bool],
+        time_limit: Callable[[str], timedelta],
         rand: Callable[[], float],
+        watchdog: Watchdog,
+        witness: Witness | None = None,
         redeliver_after: timedelta | None = None,
         wake_relays: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self.totals = ConsumerTotals()
         self._news = News(repository.route.service, self.totals)
         self._repository = repository
-        self._route = repository.route
-        self._rejections = rejections
-        self._contracts = contracts
-        self._handlers = handlers
-        self._options = options
-        self._retry_policy = retry_policy
-        self._parks_key = parks_key
-        self._rand = rand
-        self._redeliver_after = redeliver_after
+        self._using = repository.route.database
         self._wake_relays = wake_relays
         self._waiting = WaitingEvents()
+        self._settling = Settling(
+            repository,
+            news=self._news,
+            waiting=self._waiting,
+            retry_policy=retry_policy,
+            parks_key=parks_key,
+            rand=rand,
+            wake_relays=wake_relays,
+        )
+        self._tools = Tools(
+            repository=repository,
+            rejections=rejections,
+            reader=RowReader(repository, contracts, handlers),
+            writer=PlanWriter(
+                repository, options=options, waiting=self._waiting, redeliver_after=redeliver_after, rand=rand
+            ),
+            options=options,
+            parks_key=parks_key,
+            watchdog=watchdog,
+            time_limit=time_limit,
+            witness=witness or NoWitness(),
+            clock=clock,
+            back_off=self._settling.back_off,
+        )
+        self._announced: Locked | None = None
+        self._current: BatchTransaction | None = None
 
-    def handle(self, records: Sequence[IncomingRecord]) -> None:
-        """Bring every record to an end: consumed, put back, dead or rejected.
+    def handle(
+        self,
+        records: Sequence[IncomingRecord],
+        *,
+        is_suspect: Callable[[IncomingRecord], bool] = lambda _record: False,
+        is_young: Callable[[IncomingRecord], bool] = lambda _record: False,
+    ) -> list[IncomingRecord]:
+        """Bring every record to an end: consumed, deferred, dead or rejected; return those that nothing was done about.
+
+        Those are records whose rows somebody else has locked, and those behind a fault of our own: try them again.
+        ``is_suspect`` says which are done alone and announced. What follows the locked row of an ``is_young`` record in
+        its key is returned with it instead of being deferred: a relay that marks its rows locks them for moments only.
 
         :raises DatabaseError: the database is away; nothing, or a first part of the records, is done.
+        :raises Exception: a fault of our own that nothing of the batch got past; nothing is done.
         """
-        ordered = sorted(records, key=_place)
-        for attempt in range(1, _CONTENTION_LIMIT + 1):
-            failed: _HandlingFailed | None = None
+        self.withdraw_announcement()
+        portions = deque(self._first_portions(records, is_suspect))
+        locks = LockBudget()
+        held: list[IncomingRecord] = []
+        faults, got_on = 0, False
+        while portions:
+            portion = portions.popleft()
             try:
-                self._committed(self._in_one_transaction(ordered))
-            except _TooMuchAtOnce:
-                pass
-            except _HandlingFailed as error:
+                portions.extendleft(reversed(self._do(portion, locks, held, is_young)))
+                got_on = True
+            except _OwnFault as fault:
+                faults += 1
+                if not got_on and (faults >= _FAULT_LIMIT or not portions):
+                    raise fault.cause from None
+                self._news.tell_fault(fault.cause)
+                if len(portion.records) > 1:
+                    portions.extendleft(reversed(_each(portion.records)))
+                else:
+                    held += portion.records
+        return held
+
+    def _first_portions(
+        self, records: Sequence[IncomingRecord], is_suspect: Callable[[IncomingRecord], bool]
+    ) -> list[Portion]:
+        together: list[IncomingRecord] = []
+        suspects: list[Portion] = []
+        for record in sorted(records, key=_place):
+            if is_suspect(record):
+                suspects.append(Portion([record], Way.ANNOUNCED))
+            else:
+                together.append(record)
+        return [*suspects, *([Portion(together)] if together else [])]
+
+    # --- one portion ---------------------------------------------------------------------------------------------
+
+    def _do(
+        self,
+        portion: Portion,
+        locks: LockBudget,
+        held: list[IncomingRecord],
+        is_young: Callable[[IncomingRecord], bool],
+    ) -> list[Portion]:
+        """Do one portion; return what is to be done before the next one.
+
+        :raises DatabaseError: the database is away.
+        """
+        for attempt in range(1, _CONFLICT_LIMIT + 1):
+            announced = self._announced if portion.way is Way.ALONE else None
+            current = BatchTransaction(self._tools, portion, locks, announced, is_young, self._note_hung)
+            self._current = current
+            failed: TransactionFailedError | None = None
+            try:
+                outcome = current.run()
+            except TooMuchAtOnce:
+                return halves(portion.records)
+            except TransactionFailedError as error:
                 failed = error
             else:
-                return
-            # Outside of the except clauses: what other events raise from here on did not happen because of this.
-            contended = failed is not None and trouble_behind(failed.cause, self._route.database) is Trouble.CONTENTION
-            if contended and attempt < _CONTENTION_LIMIT:
-                continue
-            if failed is not None and len(ordered) == 1:
-                self._blame(failed, contended=contended)
-            elif failed is None or contended or not self._without_the_guilty(ordered):
-                self._in_halves(ordered)
-            return
+                self._committed(outcome)
+                held += outcome.locked
+                return self._next_of(portion, outcome)
+            # Outside of the except clause: what other events raise from here on did not happen because of this.
+            if failed.kind is not ErrorKind.CONFLICT or failed.is_lock_wait or attempt == _CONFLICT_LIMIT:
+                break
+        return self._after(failed, current)
 
-    def _blame(self, failed: _HandlingFailed, *, contended: bool) -> None:
-        """Write down what happened to an event that stood alone."""
-        if failed.row is None:
-            raise failed.cause from failed.cause.__cause__  # which says whose fault it is
-        if contended:
-            self._let_wait(failed.row)
-        else:
-            self._note_failure(failed.row, failed.cause)
+    def _next_of(self, portion: Portion, outcome: Outcome) -> list[Portion]:
+        row = outcome.announced
+        if row is None:
+            if portion.way is Way.ALONE:
+                self._announced = None
+            return outcome.left
+        self._announced = msgspec.structs.replace(row, interruptions=row.interruptions + 1)
+        return [Portion(portion.records, Way.ALONE)]
 
-    def _without_the_guilty(self, records: list[IncomingRecord]) -> bool:
-        """Do what can be done in one transaction, and then the others by themselves; say whether that went well."""
-        try:
-            outcome = self._in_one_transaction(records, sift=True)
-        except (_HandlingFailed, _TooMuchAtOnce):
-            return False
-        self._committed(outcome)
-        for portion in outcome.left:
-            # Not at once: what comes behind a guilty event may hold as many more of them.
-            self._in_halves(sorted(portion, key=_place))
-        return True
+    def _after(self, failed: TransactionFailedError, current: BatchTransaction) -> list[Portion]:
+        """Settle what a transaction failed by, or return the portions in which to look for it.
 
-    def _in_halves(self, records: list[IncomingRecord]) -> None:
-        middle = len(records) // 2
-        for half in (records[:middle], records[middle:]):
-            if half:
-                self.handle(half)
+        :raises DatabaseError: the database is away.
+        """
+        portion, call, kind = current.portion, failed.call, failed.kind
+        if kind is ErrorKind.UNAVAILABLE or (
+            kind is ErrorKind.DISCONNECTED and not current.connection_lived_on_elsewhere()
+        ):
+            self._raise_unavailable(failed.error)
+        if kind is ErrorKind.DISCONNECTED:
+            connections[self._using].close()
+        if len(portion.records) == 1:
+            return self._settle(failed, current)
+        is_late = isinstance(failed.error, HandlerTimeoutError)
+        if call is None:
+            return self._without_a_name(failed, portion)
+        if is_late and len(call.deliveries) == 1:  # what takes too long is not called a second time
+            self._settling.charge(_row_of(call, current), failed.error)
+            return self._around(call.deliveries, (), current)
+        if call.named:
+            return self._around(call.named, call.named, current)
+        if kind is ErrorKind.PERMANENT and not is_late:
+            return [Portion(portion.records, Way.IN_SAVEPOINTS)]
+        # A list whose failure takes the transaction along cannot be bisected by savepoints.
+        return self._around(call.deliveries, call.deliveries, current)
 
-    # --- one transaction -----------------------------------------------------------------------------------------
+    def _without_a_name(self, failed: TransactionFailedError, portion: Portion) -> list[Portion]:
+        """Return what to do about a transaction that failed outside of any handler's call.
 
-    def _in_one_transaction(self, records: Sequence[IncomingRecord], *, sift: bool = False) -> Outcome:
-        """Do all or nothing; with ``sift``, all but the events whose handlers fail, and what comes behind them."""
-        outcome = Outcome()
-        messages = self._decode(records, outcome)
-        row: Locked | None = None
-        began_on: object = None
-        try:
-            with transaction.atomic(using=self._route.database):
-                began_on = connections[self._route.database].connection
-                ids = {outbox_id for outbox_id, _ in messages}
-                rows = self._repository.lock(list(ids), max_length=self._options.batch_bytes)
-                live = self._live(rows, messages, outcome)
-                if len(live) > 1 and sum(each.payload_length for each in live) > self._options.batch_bytes:
-                    raise _TooMuchAtOnce
-                row = live[0] if len(live) == 1 else None
-                plan = make_plan(
-                    live,
-                    self._repository.blockers(live),
-                    read=self._read,
-                    parks_key=self._parks_key,
-                )
-                self._put_back(plan, outcome)
-                if sift:
-                    self._leave_the_guilty(plan, messages, outcome)
-                else:
-                    self._call(plan.deliver)
-                self._bury(plan.bury, outcome)
-                self._finish(plan.deliver, outcome)
-                self._wake(outcome)
-                if outcome.rejected:
-                    self._rejections.add(outcome.rejected)
-        except _TooMuchAtOnce:
-            raise
-        except Exception as error:
-            raise_if_away(error, self._route.database, began_on=began_on)
-            raise _HandlingFailed(row, error) from error
-        return outcome
+        :raises _OwnFault: by a fault of our own.
+        """
+        if failed.is_handlers_doing:
+            return _each(portion.records)
+        if failed.kind is ErrorKind.PERMANENT:
+            raise _OwnFault(failed.error)
+        return halves(portion.records)
 
-    def _decode(self, records: Sequence[IncomingRecord], outcome: Outcome) -> _Messages:
-        messages: _Messages = {}
-        for record in records:
-            try:
-                message = decode_message(record.value)
-            except EnvelopeError as error:
-                outcome.rejected.append(Rejection(record, str(error)))
-                continue
-            if message.service_name not in {"", self._route.service}:
-                outcome.rejected.append(Rejection(record, f"it belongs to service {message.service_name!r}"))
-            else:
-                messages.setdefault((message.outbox_id, message.event_type), []).append(record)
-        return messages
+    def _around(self, out: Deliveries, alone: Deliveries, current: BatchTransaction) -> list[Portion]:
+        """Return the portions without ``out`` and what follows them in their keys, then ``alone``, then those."""
+        behind = current.behind(out)
+        apart = behind | {each.outbox_id for each in out}
+        taken = {
+            id(record) for (row_id, _), records in current.messages.items() if row_id in apart for record in records
+        }
+        rest = [record for record in current.portion.records if id(record) not in taken]
+        first = {each.outbox_id for each in alone} - behind
+        return [
+            *([Portion(rest, Way.IN_SAVEPOINTS)] if rest else []),
+            *_each(current.records_of(first)),
+            *halves(current.records_of(behind)),
+        ]
 
-    def _live(self, rows: Sequence[Locked], messages: _Messages, outcome: Outcome) -> list[Locked]:
-        """Return the rows that still have their effect before them; reject records that no row belongs to."""
-        found = {row.id: row for row in rows}
-        live = []
-        for (outbox_id, event_type), records in sorted(messages.items()):
-            row = found.get(outbox_id)
-            if row is None:
-                reason = f"no row {outbox_id} in {self._route.table}: pruned or foreign"
-                outcome.rejected += [Rejection(record, reason) for record in records]
-            elif row.event_type != event_type or row.event_type in self._repository.foreign_types:
-                reason = (
-                    f"row {outbox_id} of {self._route.table} is a {row.event_type!r} and not this service's "
-                    f"{event_type!r}"
-                )
-                outcome.rejected += [Rejection(record, reason) for record in records]
-            elif row.status not in UNFINISHED or not (row.is_due or row.status == UNFINISHED[1]):
-                # Done already; or in its back-off, and an old record of it came early: the relay sends a new one.
-                outcome.duplicates += len(records)
-            else:
-                outcome.duplicates += len(records) - 1
-                live.append(row)
-        return live
+    # --- one event alone -----------------------------------------------------------------------------------------
 
-    def _read(self, row: Locked) -> Readable:
-        stored = self._repository.payload_of(row.id) if row.payload is None else row.payload
-        envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type)
-        try:
-            contract = self._contracts.get(row.event_type)
-        except UnknownEventTypeError as error:
-            raise UnreadableError(str(error)) from error
-        handler = self._handlers.get(row.event_type)
-        if handler is None:
-            raise NoHandlerError(f"event type {row.event_type!r} has no handler; declare one with @handles(...)")
-        delivery = Delivery(
-            outbox_id=row.id,
-            event_id=envelope.event_id,
-            event_type=row.event_type,
-            event_version=envelope.event_version,
-            message_key=row.message_key,
-            aggregate_id=envelope.aggregate_id,
-            payload=contract.decode(envelope.payload, version=envelope.event_version),
-            attempt=row.retry_count + 1,
-            database=self._route.database,
-            traceparent=row.traceparent,
-        )
-        return Readable(delivery, handler)
+    def _settle(self, failed: TransactionFailedError, current: BatchTransaction) -> list[Portion]:
+        """Write down what happened to an event that stood alone.
 
-    def _put_back(self, plan: Plan, outcome: Outcome) -> None:
-        if not plan.wait:
-            return
-        now = self._repository.now()
-        until: dict[datetime, list[int]] = {}
-        for row, blocker in plan.wait:
-            moment = waits_until(
-                blocker,
-                now=now,
-                shortest=timedelta(milliseconds=self._options.wait_min_ms),
-                longest=timedelta(seconds=self._options.wait_max_seconds),
-            )
-            line = outcome.put_back.setdefault(row.message_key, [])
-            moment += self._waiting.patience_of(row.message_key, row.id, in_hand=len(line))
-            line.append(row.id)
-            until.setdefault(moment, []).append(row.id)
-        outcome.waited += self._repository.wait_each(until)
-        if self._redeliver_after is not None:
-            outcome.redelivered = self._repository.redeliver_lost(lost_before(plan.wait, after=self._redeliver_after))
+        :raises DatabaseError: the database is away.
+        :raises _OwnFault: by a fault of our own.
+        """
+        row = current.row
+        if failed.kind is ErrorKind.PERMANENT and (failed.call is not None or failed.is_handlers_doing):
+            self._settling.charge(_known(row), failed.error)
+        elif row is None or failed.kind is ErrorKind.PERMANENT:
+            raise _OwnFault(failed.error)
+        elif failed.kind is ErrorKind.CONFLICT:
+            self.totals.waited += self._settling.defer(row, failed.error)
+        elif self._announced is None:  # else it is counted already
+            self._settling.interrupted(row, ConnectionLostError(failed.error))
+        self._announced = None
+        return []
 
-    def _bury(self, burials: Sequence[Burial], outcome: Outcome) -> None:
-        for burial in burials:
-            failure = failure_of(burial.error, with_traceback=False)
-            self._repository.bury(burial.row.id, failure=failure, parks_key=burial.parks_key)
-            outcome.buried.append((burial.row, failure.reason))
-            if not burial.parks_key:
-                outcome.finished.setdefault(burial.row.message_key, []).append(burial.row.id)
+    def _note_hung(self, deliveries: Deliveries) -> None:
+        """Charge an event whose call does not return, on the watchdog's thread: the process is about to end.
 
-    def _leave_the_guilty(self, plan: Plan, messages: _Messages, outcome: Outcome) -> None:
-        """Call the handlers; take out of ``plan`` what they fail by and what comes after it, and leave it for later."""
-        sifted = sift(plan.deliver, self._bears)
-        plan.deliver = sifted.good
-        portions = [[(each.delivery.outbox_id, each.delivery.event_type)] for each in sifted.guilty]
-        behind = [(each.delivery.outbox_id, each.delivery.event_type) for each in sifted.behind]
-        for burial in list(plan.bury):
-            if sifted.is_behind(burial.row.message_key, burial.row.id):
-                plan.bury.remove(burial)
-                behind.append((burial.row.id, burial.row.event_type))
-        outcome.left = [[messages[row][0] for row in portion] for portion in (*portions, behind) if portion]
+        Which event of a list it is shows when whoever takes the partition over does them one by one.
+        """
+        current = self._current
+        if current is not None and len(deliveries) == 1:
+            row = next(row for row in current.live if row.id == deliveries[0].outbox_id)
+            self._settling.charge(row, HandlerTimeoutError.hung(row.event_type))
+            self._announced = None
 
-    def _bears(self, readables: Sequence[Readable]) -> bool:
-        """Call the handlers; undo what they did and say so when they fail by a fault of their own or of an event."""
-        database = connections[self._route.database]
-        try:
-            with transaction.atomic(using=self._route.database):
-                self._call(readables)
-        except Exception as error:
-            is_lost = database.needs_rollback or database.closed_in_transaction
-            if is_lost or trouble_behind(error, self._route.database) is not Trouble.STATEMENT:
-                raise
-            return False
-        return True
+    def withdraw_announcement(self) -> None:
+        """Take back that an event is suspect, where its try came to no end and that was not its doing.
 
-    def _call(self, readables: Sequence[Readable]) -> None:
-        database = connections[self._route.database]
-        watch = RolledBackWatch()
-        try:
-            with database.execute_wrapper(watch):
-                call_handlers(readables)
-        except Exception as error:
-            if database.closed_in_transaction:
-                watch.check()
-                if isinstance(error, (DatabaseError, InterfaceError)):
-                    raise ClosedConnectionError  # noqa: B904 - what it comes from looks like an outage, and is none
-            raise
-        watch.check()
-        if database.closed_in_transaction:
-            raise ClosedConnectionError
+        :raises DatabaseError: the database is away; the next call does it.
+        """
+        if self._announced is not None:
+            with transaction.atomic(using=self._using):
+                self._repository.forget_interruptions(self._announced)
+            self._announced = None
 
-    def _finish(self, readables: Sequence[Readable], outcome: Outcome) -> None:
-        ids = [readable.delivery.outbox_id for readable in readables]
-        if self._repository.mark_consumed(ids) != len(ids):
-            raise LostRowError(f"rows of {self._route.table} changed while they were locked: {ids[:10]}")
-        outcome.consumed.update(readable.delivery.event_type for readable in readables)
-        for readable in readables:
-            outcome.finished.setdefault(readable.delivery.message_key, []).append(readable.delivery.outbox_id)
-
-    def _wake(self, outcome: Outcome) -> None:
-        """Make those due that waited for what is finished, unless events of their key in hand still have to wait."""
-        count = 0
-        for key, gone in outcome.finished.items():
-            ids = [] if key in outcome.put_back else self._waiting.next_of(key, besides=gone)
-            if ids and count < _WOKEN_AT_ONCE:
-                outcome.woken[key] = ids
-                count += len(ids)
-        if outcome.woken:
-            self._repository.wake([row_id for ids in outcome.woken.values() for row_id in ids])
-
-    # --- what fails ----------------------------------------------------------------------------------------------
-
-    def _note_failure(self, row: Locked, error: Exception) -> None:
-        """Have one event come again, or make it dead; a failure of the database itself goes up."""
-        attempt = row.retry_count + 1
-        failure = failure_of(error)
-        if isinstance(error, Discard) or attempt >= row.max_retry:
-            parks_key = self._parks_key(row.event_type)
-            woken = [] if parks_key else self._waiting.next_of(row.message_key, besides=[row.id])
-            with transaction.atomic(using=self._route.database):
-                buried = self._repository.bury_failed(row, failure=failure, parks_key=parks_key)
-                if buried and woken:
-                    self._repository.wake(woken)
-            if buried:
-                self._waiting.finished(row.message_key, gone=[row.id], woken=woken)
-                if woken:
-                    self._wake_relays()
-                self._news.tell_dead(row, failure.reason)
-            return
-        pause = error.after if isinstance(error, Retry) else None
-        if pause is None:
-            pause = delay(attempt, self._retry_policy(row.event_type), self._rand())
-        pause = min(pause, _LONGEST_PAUSE)
-        with transaction.atomic(using=self._route.database):
-            noted = self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
-        if not noted:
-            return  # somebody else moved it meanwhile, or it failed behind its commit
-        self._news.tell_retried(row, pause, error=error, reason=failure.reason)
-
-    def _let_wait(self, row: Locked) -> None:
-        """Put off an event that somebody else's locks are in the way of; it is not its fault and costs no attempt."""
-        with transaction.atomic(using=self._route.database):
-            until = self._repository.now() + timedelta(seconds=1 + self._rand())
-            self.totals.waited += self._repository.wait([row.id], until=until)
+    def _raise_unavailable(self, error: Exception) -> NoReturn:
+        connections[self._using].close()
+        raise InterfaceError(f"the database went away during a transaction: {message_of(error)}") from error
 
     # --- what was committed --------------------------------------------------------------------------------------
 
@@ -386,11 +309,27 @@ class BatchHandling:
         """Remember who waits for whom, and tell the world."""
         for key, gone in outcome.finished.items():
             self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
+            if self._settling.contended:
+                self._settling.contended.forget(gone)
         for key, ids in outcome.put_back.items():
             self._waiting.put_back(key, ids)
         if outcome.woken or outcome.redelivered:
             self._wake_relays()
         self._news.tell(outcome)
+
+
+def _each(records: Sequence[IncomingRecord]) -> list[Portion]:
+    return [Portion([record], Way.ALONE) for record in records]
+
+
+def _known(row: Locked | None) -> Locked:
+    if row is None:
+        raise LostRowError("a handler was called for a row that was not locked")
+    return row
+
+
+def _row_of(call: CallFailedError, current: BatchTransaction) -> Locked:
+    return next(row for row in current.live if row.id == call.deliveries[0].outbox_id)
 
 
 def _place(record: IncomingRecord) -> tuple[int, int]:

@@ -4,6 +4,9 @@ Pure: the repository applies a transition by an UPDATE whose WHERE names ``sourc
 
 ``CONSUME`` is legal from ``pending`` as well as from ``published``: a record on the topic proves that the row was
 sent, and a consumer may be faster than the relay that is about to mark the row.
+
+``INTERRUPT`` comes before a suspect event is tried: should its handler take the process down, nobody is left to write
+that down. It puts the row into its back-off, from where ``CONSUME`` is legal.
 """
 
 from __future__ import annotations
@@ -38,10 +41,11 @@ MARK_PUBLISHED = Transition("mark_published", (Status.PENDING,), Status.PUBLISHE
 CONSUME = Transition("consume", UNFINISHED, Status.CONSUMED)
 RETRY = Transition("retry", UNFINISHED, Status.PENDING)
 WAIT = Transition("wait", UNFINISHED, Status.PENDING)
+INTERRUPT = Transition("interrupt", UNFINISHED, Status.PENDING)
 REDELIVER = Transition("redeliver", (Status.PUBLISHED,), Status.PENDING)
 BURY = Transition("bury", UNFINISHED, Status.DEAD)
 REPLAY = Transition("replay", (Status.DEAD,), Status.PENDING)
 GIVE_UP = Transition("give_up", (Status.DEAD,), Status.DEAD)
 EDIT = Transition("edit", (Status.DEAD,), Status.DEAD)
 
-TRANSITIONS = (MARK_PUBLISHED, CONSUME, RETRY, WAIT, REDELIVER, BURY, REPLAY, GIVE_UP, EDIT)
+TRANSITIONS = (MARK_PUBLISHED, CONSUME, RETRY, WAIT, INTERRUPT, REDELIVER, BURY, REPLAY, GIVE_UP, EDIT)

@@ -88,6 +88,10 @@ class OutboxMessage(models.Model):
     resolved_by = models.CharField(max_length=150, db_default="")
     resolution = models.CharField(max_length=500, db_default="")
     replay_count = models.IntegerField(db_default=0, help_text="How often a person sent it again after it died")
+    interruptions = models.IntegerField(
+        db_default=0,
+        help_text="How often in a row a process or connection ended while this event was at work alone",
+    )
 
     class Meta:
         abstract = True

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import enum
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
 
 from outbox import signals
+from outbox.blame import message_of
 from outbox.brokers.base import IncomingRecord
 from outbox.rejections import Rejection
 from outbox.rows import Locked
 
 logger = logging.getLogger(__name__)
+
+
+class Way(enum.Enum):
+    """How a part of a batch is done."""
+
+    TOGETHER = "together"
+    """In one transaction; the first call that fails ends it."""
+    IN_SAVEPOINTS = "in savepoints"
+    """In one transaction, a savepoint a call; what fails is left out."""
+    ALONE = "alone"
+    """One event, which is charged with what its handler does."""
+    ANNOUNCED = "announced"
+    """One event that may take its process or connection down: that it is at work is written down before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Records that one transaction is to bring to an end."""
+
+    records: list[IncomingRecord]
+    way: Way = Way.TOGETHER
 
 
 @dataclass(slots=True)
@@ -45,8 +68,12 @@ class Outcome:
     finished: dict[str, list[int]] = field(default_factory=dict)
     """By key; of events that died, those that let their key go on."""
     woken: dict[str, list[int]] = field(default_factory=dict)
-    left: list[list[IncomingRecord]] = field(default_factory=list)
+    left: list[Portion] = field(default_factory=list)
     """Records that nothing was done about, in the portions in which something is to be done next."""
+    locked: list[IncomingRecord] = field(default_factory=list)
+    """Records whose rows somebody else has locked."""
+    announced: Locked | None = None
+    """The row of which it was written down that it is at work, as it was before that."""
 
 
 class News:
@@ -54,6 +81,7 @@ class News:
 
     def __init__(self, service: str, totals: ConsumerTotals) -> None:
         self._service, self._totals = service, totals
+        self._faults = 0
 
     def tell(self, outcome: Outcome) -> None:
         """Tell what one transaction did."""
@@ -89,6 +117,34 @@ class News:
         self._totals.dead += 1
         logger.error("consumer of %s: row %s (%s) is dead: %s", self._service, row.id, row.event_type, reason)
         signals.buried.send_robust(self._service, outbox_id=row.id, event_type=row.event_type, reason=reason)
+
+    def tell_interrupted(self, row: Locked, count: int, pause: timedelta, error: Exception) -> None:
+        """Tell that a connection was lost while an event was at work alone."""
+        logger.warning(
+            "consumer of %s: row %s (%s): its connection was lost while it was at work alone, interruption %d, again in"
+            " %.1f s: %s",
+            self._service,
+            row.id,
+            row.event_type,
+            count,
+            pause.total_seconds(),
+            message_of(error),
+        )
+        signals.interrupted.send_robust(
+            self._service, outbox_id=row.id, event_type=row.event_type, interruptions=count, delay=pause
+        )
+
+    def tell_fault(self, error: Exception) -> None:
+        """Tell that something of our own failed, which no event is charged with; at 1, 2, 4, 8, … times."""
+        self._faults += 1
+        if self._faults & (self._faults - 1) == 0:
+            logger.error(
+                "consumer of %s: internal error, its records stay uncommitted and are tried again (%d so far): %s",
+                self._service,
+                self._faults,
+                message_of(error),
+                exc_info=error,
+            )
 
     def tell_retried(self, row: Locked, pause: timedelta, *, error: Exception, reason: str) -> None:
         """Tell that an attempt failed, and that the event comes again after ``pause``."""

@@ -30,6 +30,7 @@ _COLUMNS: Final = (
     "created_at",
     "traceparent",
     "replay_count",
+    "interruptions",
 )
 _TIMES: Final = frozenset({"next_retry_at", "created_at"})
 

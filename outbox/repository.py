@@ -147,9 +147,10 @@ class OutboxRepository:
     # --- consumer: all of it inside the caller's transaction -------------------------------------------------------
 
     def lock(self, ids: Sequence[int], *, max_length: int) -> list[Locked]:
-        """Lock rows in the order of their ids and return those that exist, in that order.
+        """Lock rows in the order of their ids; return those that exist and that nobody else has locked, in that order.
 
-        The payload comes along unless it is longer than ``max_length`` or its row is finished.
+        The payload comes along unless it is longer than ``max_length`` or its row is finished. What does not come is
+        looked up by ``existing``: to wait for one row here would hold up all that is behind it.
         """
         if not ids:
             return []
@@ -158,15 +159,22 @@ class OutboxRepository:
             "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
             f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN payload END,"
-            f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END"
+            f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
-            f" ORDER BY id{self._sql.for_update}",
+            f" ORDER BY id{self._sql.skip_locked}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
-        return [
-            Locked(row[0], row[1], row[2], row[3], row[4], row[5], row[6], bool(row[7]), row[8], row[9], row[10])
-            for row in found
-        ]
+        return [Locked(*row[:7], bool(row[7]), *row[8:]) for row in found]
+
+    def existing(self, ids: Collection[int]) -> dict[int, tuple[str, str]]:
+        """Return (event type, key) of those of ``ids`` that have a row, by a plain read that waits for nobody."""
+        if not ids:
+            return {}
+        found = self._fetch(
+            f"SELECT id, event_type, message_key FROM {self._table}{self._sql.by_primary_key}"
+            f" WHERE id IN ({id_list(ids)})"
+        )
+        return {row[0]: (row[1], row[2]) for row in found}
 
     def blockers(self, locked: Sequence[Locked]) -> dict[str, Blocker]:
         """Return, by key, the oldest unfinished row before the last of ``locked`` and not one of them.
@@ -191,7 +199,11 @@ class OutboxRepository:
     def mark_consumed(self, ids: Sequence[int]) -> int:
         """Mark rows whose effects are in the same transaction; return how many."""
         now = self._sql.now
-        return self._move(lifecycle.CONSUME, ids, f"consumed_at = {now}, published_at = COALESCE(published_at, {now})")
+        return self._move(
+            lifecycle.CONSUME,
+            ids,
+            f"consumed_at = {now}, published_at = COALESCE(published_at, {now}), interruptions = 0",
+        )
 
     def wait(self, ids: Sequence[int], *, until: datetime) -> int:
         """Put rows back behind their unfinished predecessor; it costs them no attempt."""
@@ -203,7 +215,7 @@ class OutboxRepository:
         return self._move(
             lifecycle.WAIT,
             [row_id for ids in moments.values() for row_id in ids],
-            "next_retry_at = %s" if len(moments) == 1 else f"next_retry_at = CASE {cases} END",
+            f"next_retry_at = {'%s' if len(moments) == 1 else f'CASE {cases} END'}, interruptions = 0",
             [to_db(self._connection, moment) for moment in moments],
         )
 
@@ -222,8 +234,32 @@ class OutboxRepository:
         return self._move(
             lifecycle.RETRY,
             [row.id],
-            "retry_count = retry_count + 1, next_retry_at = %s, last_error = %s, error_class = %s, traceback = %s",
+            "retry_count = retry_count + 1, interruptions = 0, next_retry_at = %s, last_error = %s, error_class = %s,"
+            " traceback = %s",
             [to_db(self._connection, due_at), *_columns(failure)],
+            also=_same_attempt(row),
+        )
+
+    def interrupt(self, row: Locked, *, due_at: datetime, failure: Failure | None = None) -> int:
+        """Count an interruption and have the row come again at ``due_at``, unless that attempt is history by now.
+
+        Before a suspect event is tried, or, with a ``failure`` to note, after its connection was lost.
+        """
+        noted = "" if failure is None else ", last_error = %s, error_class = %s, traceback = %s"
+        return self._move(
+            lifecycle.INTERRUPT,
+            [row.id],
+            f"interruptions = interruptions + 1, next_retry_at = %s{noted}",
+            [to_db(self._connection, due_at), *(() if failure is None else _columns(failure))],
+            also=_same_attempt(row),
+        )
+
+    def forget_interruptions(self, row: Locked) -> int:
+        """Make a row due whose suspect try came to no end by an outage, its count at 0, unless it was moved since."""
+        return self._move(
+            lifecycle.WAIT,
+            [row.id],
+            f"interruptions = 0, next_retry_at = {self._sql.now}",
             also=_same_attempt(row),
         )
 
@@ -231,9 +267,9 @@ class OutboxRepository:
         """Make a row dead, with the reason; ``parks_key`` holds back the later events of its key."""
         return self._bury(row_id, failure, parks_key)
 
-    def bury_failed(self, row: Locked, *, failure: Failure, parks_key: bool) -> int:
-        """Note the last attempt of a row and make it dead, unless somebody else noted it or a person replayed it."""
-        return self._bury(row.id, failure, parks_key, failed_attempts=1, also=_same_attempt(row))
+    def bury_failed(self, row: Locked, *, failure: Failure, parks_key: bool, failed_attempts: int = 1) -> int:
+        """Note the last attempt of a row and make it dead, unless that attempt is history by now."""
+        return self._bury(row.id, failure, parks_key, failed_attempts=failed_attempts, also=_same_attempt(row))
 
     def bury_refused(self, row_id: int, *, failure: Failure, parks_key: bool, claimed_at: Any) -> int:
         """Make a row dead that the broker refuses, unless it was put back after the claim or somebody has locked it."""
@@ -247,8 +283,8 @@ class OutboxRepository:
         moved = self._move(
             lifecycle.REPLAY,
             ids,
-            f"retry_count = 0, replay_count = replay_count + 1, next_retry_at = {self._sql.now}, dead_at = NULL,"
-            " parks_key = %s, resolved_at = NULL, resolved_by = '', resolution = ''",
+            f"retry_count = 0, replay_count = replay_count + 1, interruptions = 0, next_retry_at = {self._sql.now},"
+            " dead_at = NULL, parks_key = %s, resolved_at = NULL, resolved_by = '', resolution = ''",
             [False],
         )
         self._wake_successors(ids)
@@ -437,9 +473,13 @@ class OutboxRepository:
 def _same_attempt(row: Locked) -> tuple[str, Sequence[Any]]:
     """Return the condition that a row is at the attempt at which it was locked.
 
-    Attempts alone do not say so: they begin at 0 again when a person replays the row.
+    Attempts alone do not say so: they begin at 0 again when a person replays the row, and a worker that took it over
+    may have counted an interruption.
     """
-    return "retry_count = %s AND replay_count = %s", [row.retry_count, row.replay_count]
+    return (
+        "retry_count = %s AND replay_count = %s AND interruptions = %s",
+        [row.retry_count, row.replay_count, row.interruptions],
+    )
 
 
 def _columns(failure: Failure) -> list[Any]:

@@ -66,6 +66,7 @@ class Locked(msgspec.Struct, frozen=True, gc=False):
     traceparent: str
     payload: str | None
     payload_length: int
+    interruptions: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,285 @@
+"""One transaction of a consumer: lock, plan, run the handlers, prove their effects, mark, commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.utils import DatabaseError, InterfaceError
+
+from outbox.brokers.base import IncomingRecord
+from outbox.conf import ConsumerOptions
+from outbox.database_errors import ErrorKind, is_lock_wait, kind_of
+from outbox.exceptions import LostRowError, UndoneEffectsError
+from outbox.heartbeat import Witness
+from outbox.isolation import CallFailedError, Deliveries, HandlerCalls, LockBudget
+from outbox.lifecycle import UNFINISHED
+from outbox.outcomes import Outcome, Portion, Way
+from outbox.planning import Plan, make_plan
+from outbox.reading import Messages, RowReader, decode_records
+from outbox.rejections import Rejection, RejectionStore
+from outbox.repository import OutboxRepository
+from outbox.rows import Locked
+from outbox.watchdog import Watchdog
+from outbox.writing import PlanWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the transactions of one service's consumer work with."""
+
+    repository: OutboxRepository
+    rejections: RejectionStore
+    reader: RowReader
+    writer: PlanWriter
+    options: ConsumerOptions
+    parks_key: Callable[[str], bool]
+    watchdog: Watchdog
+    time_limit: Callable[[str], timedelta]
+    witness: Witness
+    clock: Callable[[], float]
+    back_off: Callable[[Locked], timedelta]
+
+
+class TooMuchAtOnce(Exception):  # noqa: N818 - not an error: the batch is cut
+    """The payloads of the batch are more than one transaction should hold."""
+
+
+class TransactionFailedError(Exception):
+    """A transaction came to nothing; ``call`` is the handler's call that it failed by.
+
+    ``is_handlers_doing``: a handler undid the transaction or moved its row, and which one shows when each is alone.
+    """
+
+    def __init__(
+        self, error: Exception, kind: ErrorKind, *, call: CallFailedError | None = None, is_handlers_doing: bool = False
+    ) -> None:
+        super().__init__(type(error).__name__)
+        self.error, self.kind, self.call, self.is_handlers_doing = error, kind, call, is_handlers_doing
+
+    @property
+    def is_lock_wait(self) -> bool:
+        return self.call is not None and self.call.is_lock_wait
+
+
+@dataclass(slots=True)
+class BatchTransaction:
+    """One portion's transaction, and what is known of it, also after it failed."""
+
+    tools: Tools
+    portion: Portion
+    locks: LockBudget
+    announced: Locked | None
+    """The row of ``portion`` that was announced: its last try is counted already."""
+    is_young: Callable[[IncomingRecord], bool]
+    on_hung: Callable[[Deliveries], None]
+    outcome: Outcome = field(default_factory=Outcome)
+    messages: Messages = field(default_factory=dict)
+    live: list[Locked] = field(default_factory=list)
+    _token: object | None = None
+    _calls_are_over: bool = False
+    _is_committing: bool = False
+
+    # --- what others ask of it -----------------------------------------------------------------------------------
+
+    def records_of(self, rows: Collection[int]) -> list[IncomingRecord]:
+        """Return the first record of each of these rows, in the order of their ids."""
+        first = {row_id: records[0] for (row_id, _type), records in self.messages.items() if row_id in rows}
+        return [first[row_id] for row_id in sorted(first)]
+
+    def behind(self, deliveries: Deliveries) -> set[int]:
+        """Return the rows that come after one of ``deliveries`` in the order of their keys."""
+        oldest: dict[str, int] = {}
+        for each in deliveries:
+            oldest[each.message_key] = min(each.outbox_id, oldest.get(each.message_key, each.outbox_id))
+        return {row.id for row in self.live if row.id > oldest.get(row.message_key, row.id)}
+
+    @property
+    def row(self) -> Locked | None:
+        """Return the row of a portion of one event; None where it was not locked or is done."""
+        return self.live[0] if len(self.live) == 1 else None
+
+    def connection_lived_on_elsewhere(self) -> bool:
+        """Say whether the witness's connection outlived that of this transaction."""
+        return self.tools.witness.lived_on(self._token)
+
+    # --- the transaction -----------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Do all of the portion that can be done in one transaction, and return what was done.
+
+        :raises TooMuchAtOnce: cut the portion.
+        :raises TransactionFailedError: nothing was done.
+        """
+        using = self.tools.repository.route.database
+        self._token = self.tools.witness.token()
+        self.messages, self.outcome.rejected = decode_records(
+            self.portion.records, service=self.tools.repository.route.service
+        )
+        try:
+            with transaction.atomic(using=using):
+                is_outermost = len(connections[using].savepoint_ids) == 0
+                self._fill(is_outermost)
+                self._is_committing = True
+            if is_outermost and connections[using].in_atomic_block:
+                connections[using].close()  # somebody left a block open: what looked like the commit was none
+                raise UndoneEffectsError.ended()
+        except TooMuchAtOnce:
+            raise
+        except CallFailedError as failed:
+            raise TransactionFailedError(failed.error, failed.kind, call=failed) from failed
+        except UndoneEffectsError as error:
+            raise TransactionFailedError(error, ErrorKind.PERMANENT, is_handlers_doing=True) from error
+        except Exception as error:
+            kind = kind_of(error, using) if isinstance(error, (DatabaseError, InterfaceError)) else ErrorKind.PERMANENT
+            is_theirs = isinstance(error, LostRowError) or (self._is_committing and kind is ErrorKind.PERMANENT)
+            raise TransactionFailedError(error, kind, is_handlers_doing=is_theirs and self._calls_are_over) from error
+        return self.outcome
+
+    def _fill(self, is_outermost: bool) -> None:
+        tools, outcome = self.tools, self.outcome
+        self.live = self._find_live(self._lock())
+        if len(self.live) > 1 and sum(each.payload_length for each in self.live) > tools.options.batch_bytes:
+            raise TooMuchAtOnce
+        self._set_suspects_aside()
+        plan = make_plan(
+            self.live,
+            tools.repository.blockers(self.live),
+            read=tools.reader.read if self.announced is None else tools.reader.read_anyway,
+            parks_key=tools.parks_key,
+        )
+        tools.writer.defer_blocked(plan, outcome)
+        if self.portion.way is Way.ANNOUNCED:
+            self._announce(plan)
+        else:
+            self._run_handlers(plan, is_outermost)
+        tools.writer.bury(plan.bury, outcome)
+        tools.writer.finish(plan.deliver, outcome)
+        tools.writer.wake(outcome)
+        if outcome.rejected:
+            tools.rejections.add(outcome.rejected)
+
+    # --- which rows ----------------------------------------------------------------------------------------------
+
+    def _lock(self) -> dict[int, Locked]:
+        ids = {row_id for row_id, _ in self.messages}
+        found = {row.id: row for row in self.tools.repository.lock(list(ids), max_length=self.tools.options.batch_bytes)}
+        if len(found) < len(ids):
+            self._set_locked_aside(ids - found.keys(), found)
+        return found
+
+    def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
+        """Leave out what others have locked; what has no row at all is rejected by ``_find_live``."""
+        blocked_by: dict[str, int] = {}
+        for row_id, (event_type, key) in self.tools.repository.existing(missing).items():
+            records = self.messages.pop((row_id, event_type), None)
+            if records is None:
+                continue  # another's record with this row's id; it is rejected
+            self.outcome.locked += records
+            if any(map(self.is_young, records)):
+                blocked_by[key] = min(row_id, blocked_by.get(key, row_id))
+        for row in list(found.values()):
+            if row.id > blocked_by.get(row.message_key, row.id):
+                self.outcome.locked += self.messages.pop((row.id, row.event_type), [])
+
+    def _find_live(self, found: dict[int, Locked]) -> list[Locked]:
+        """Return the rows that still have their effect before them; reject records that no row belongs to."""
+        repository, outcome = self.tools.repository, self.outcome
+        table = repository.route.table
+        live = []
+        for (row_id, event_type), records in sorted(self.messages.items()):
+            row = found.get(row_id)
+            if row is None:
+                reason = f"no row {row_id} in {table}: pruned or foreign"
+                outcome.rejected += [Rejection(record, reason) for record in records]
+            elif row.event_type != event_type or row.event_type in repository.foreign_types:
+                reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
+                outcome.rejected += [Rejection(record, reason) for record in records]
+            elif not self._is_live(row):
+                # Done already; or in its back-off, and an old record of it came early: the relay sends a new one.
+                outcome.duplicates += len(records)
+            else:
+                outcome.duplicates += len(records) - 1
+                live.append(row)
+        return live
+
+    def _is_live(self, row: Locked) -> bool:
+        if self.announced is not None:
+            return row.status in UNFINISHED and _counts(row) == _counts(self.announced)
+        return row.status in UNFINISHED and (row.is_due or row.status == UNFINISHED[1])
+
+    def _set_suspects_aside(self) -> None:
+        """Leave rows that were interrupted before, and what follows them in their keys, to portions of their own."""
+        if self.portion.way is Way.ANNOUNCED or self.announced is not None:
+            return
+        suspects = [row for row in self.live if row.interruptions]
+        if not suspects:
+            return
+        oldest: dict[str, int] = {}
+        for row in suspects:
+            oldest.setdefault(row.message_key, row.id)
+        aside = {row.id for row in self.live if row.id >= oldest.get(row.message_key, row.id + 1)}
+        self.live = [row for row in self.live if row.id not in aside]
+        suspect_ids = {row.id for row in suspects}
+        self.outcome.left += [Portion([record], Way.ANNOUNCED) for record in self.records_of(suspect_ids)]
+        self.outcome.left += _portion(self.records_of(aside - suspect_ids))
+
+    # --- the handlers --------------------------------------------------------------------------------------------
+
+    def _announce(self, plan: Plan) -> None:
+        """Count an interruption of the row before it is tried: when that ends the process, nobody else can."""
+        repository = self.tools.repository
+        for readable in plan.deliver:
+            row = next(row for row in self.live if row.id == readable.delivery.outbox_id)
+            if repository.interrupt(row, due_at=repository.now() + self.tools.back_off(row)):
+                self.outcome.announced = row
+        plan.deliver = []
+
+    def _run_handlers(self, plan: Plan, is_outermost: bool) -> None:
+        tools = self.tools
+        calls = HandlerCalls(
+            tools.repository.route.database,
+            watchdog=tools.watchdog,
+            time_limit=tools.time_limit,
+            clock=tools.clock,
+            budget=timedelta(seconds=tools.options.transaction_seconds),
+            locks=self.locks,
+            guards_hooks=is_outermost,
+            on_hung=self.on_hung,
+        )
+        ran = calls.run(plan.deliver, in_savepoints=self.portion.way is Way.IN_SAVEPOINTS)
+        self._calls_are_over = bool(plan.deliver)
+        left = ran.left()
+        if not left:
+            return
+        plan.deliver = [each for each in plan.deliver if each.delivery.outbox_id not in left]
+        tools.writer.defer_contended(ran.contended, self.outcome)
+        stopped = [*ran.failed, *ran.undecided, *ran.not_begun, *ran.contended]
+        after = self.behind(stopped)
+        dead_later = [each for each in plan.bury if each.row.id in after]
+        plan.bury = [each for each in plan.bury if each.row.id not in after]
+        again = {each.outbox_id for each in (*ran.not_begun, *ran.behind)} | {each.row.id for each in dead_later}
+        self._leave(ran.failed, Way.ALONE)
+        self._leave(ran.undecided, Way.ALONE)
+        self.outcome.left += halves(self.records_of(again)) if ran.failed else _portion(self.records_of(again))
+
+    def _leave(self, deliveries: Sequence[Any], way: Way) -> None:
+        ids = sorted(each.outbox_id for each in deliveries)
+        self.outcome.left += [Portion(self.records_of({row_id}), way) for row_id in ids]
+
+
+def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
+    """Return ``records`` in two portions: what follows a poison event in its key may hold as many more."""
+    middle = len(records) // 2
+    return [*_portion(records[:middle], way), *_portion(records[middle:], way)]
+
+
+def _portion(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
+    return [Portion(records, way)] if records else []
+
+
+def _counts(row: Locked) -> tuple[int, int, int]:
+    return row.retry_count, row.replay_count, row.interruptions
