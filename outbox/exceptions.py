@@ -245,6 +245,17 @@ class ConnectionLostError(OutboxError):
         super().__init__(
             f"the database connection ended while this event was at work alone, and no other did: {error}. A statement"
             f" above the server's max_allowed_packet does that, a killer of long transactions, or an administrator"
+
+
+class HandlerTimeoutError(OutboxError):
+    """A handler did not return in time and was interrupted; every connection of its thread is closed."""
+
+    def __init__(self, event_type: str, *, limit: timedelta) -> None:
+        self.event_type, self.limit = event_type, limit
+        super().__init__(
+            f"the handler did not return within {limit.total_seconds():g} s (time limit of event type {event_type!r})"
+            f" and was interrupted. Give what it waits for a timeout of its own, or raise the limit by"
+            f" @event(..., time_limit=...) or OUTBOX['EVENTS'][{event_type!r}]['TIME_LIMIT_SECONDS']."
         )
 
 

@@ -1,0 +1,38 @@
+"""Steps that may hang, each on a thread of its own, waited for no longer than a given time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from django.db import connections
+
+logger = logging.getLogger(__name__)
+
+
+def run_bounded(steps: Iterable[Callable[[], object]], *, timeout_s: float) -> None:
+    """Run ``steps`` side by side and wait for them together; what goes on after ``timeout_s`` is left to itself.
+
+    Exceptions are logged, and connections that a step opened are closed. A step for which there is no thread is left
+    out: whoever bounds a step has something to do after it that is worth more.
+    """
+    threads = [threading.Thread(target=_run, args=[step], name="bounded-step", daemon=True) for step in steps]
+    deadline = time.monotonic() + timeout_s
+    for thread in threads:
+        with suppress(RuntimeError):  # there are too many, or the interpreter is ending
+            thread.start()
+    for thread in threads:
+        if thread.ident is not None:  # it has started
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def _run(step: Callable[[], object]) -> None:
+    try:
+        step()
+    except Exception:
+        logger.exception("a step of the watchdog failed")
+    finally:
+        connections.close_all()

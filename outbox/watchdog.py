@@ -1,0 +1,280 @@
+"""The time limit of a handler call: a thread of its own ends what takes too long.
+
+It first ends the database connections of the late thread from connections of its own, which frees its locks and ends
+its waits in the driver, and then raises an exception in it. A call that does not return even then ends the process.
+
+What keeps the interruption out of all code but the handler's: it is sent under the slot's mutex, at most once a call,
+and only while that call is the slot's work; the end of a call takes the mutex too, gives the slot's work back and takes
+back what was sent and not raised yet. What is raised within that end itself has the end done again, and cannot come a
+second time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from typing import Final, TypeVar
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
+
+from outbox.bounded import run_bounded
+from outbox.exceptions import HandlerTimeoutError
+from outbox.late_connections import end_of_session, throw_away
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
+
+HUNG_EXIT_CODE: Final = 79
+"""Exit code of a process that was ended because a handler did not return."""
+_END_SESSIONS_S: Final = 5.0
+"""How long the interruption of a late call waits for the end of its database sessions."""
+
+_set_async_exc: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
+_set_async_exc.argtypes = [ctypes.c_ulong, ctypes.py_object]
+_set_async_exc.restype = ctypes.c_int
+_NOTHING: Final = ctypes.py_object()  # NULL: takes back what is pending
+
+
+class _Interrupt(BaseException):
+    """Raised in the thread of a late handler; never escapes ``Watchdog.call``."""
+
+
+class _Call:
+    """A call of a handler, and the one around it on the same thread."""
+
+    __slots__ = ("databases", "deadline", "depths", "fired_at", "is_late", "limit_s", "name", "on_hung", "outer")
+    outer: _Call | None
+    deadline: float
+    limit_s: float
+    name: str
+    on_hung: Callable[[], None] | None
+
+    def __init__(
+        self, slot: _Slot, deadline: float, limit_s: float, name: str, on_hung: Callable[[], None] | None
+    ) -> None:
+        self.outer = outer = slot.work
+        if outer is not None:
+            on_hung = on_hung or outer.on_hung
+            if outer.deadline < deadline:
+                deadline, limit_s, name = outer.deadline, outer.limit_s, outer.name
+        self.deadline, self.limit_s, self.name, self.on_hung = deadline, limit_s, name, on_hung
+        self.databases = slot.databases
+        self.depths = [len(each.atomic_blocks) for each in slot.databases]
+        self.fired_at: float | None = None
+        self.is_late = False
+
+    def and_outer(self) -> Iterator[_Call]:
+        """Return this call and those around it."""
+        call: _Call | None = self
+        while call is not None:
+            yield call
+            call = call.outer
+
+
+class _Slot:
+    """A thread that calls handlers, what it is at, and the databases that it has opened."""
+
+    __slots__ = ("__weakref__", "databases", "gave_up", "ident", "mutex", "work")
+
+    def __init__(self) -> None:
+        self.ident = threading.get_ident()
+        self.work: _Call | None = None
+        # Reentrant: an interruption between taking it and knowing so must not lock this thread out.
+        self.mutex = threading.RLock()
+        self.databases = connections.all(initialized_only=True)
+        self.gave_up = False
+
+    def end(self, call: _Call) -> None:
+        """Make the call around ``call`` the one at work; from then on nothing is raised for ``call``."""
+        with self.mutex:
+            self.work = call.outer
+            if call.fired_at is not None:
+                _set_async_exc(self.ident, _NOTHING)
+
+    def end_again(self, call: _Call) -> None:
+        """Do what ``end`` does after it may have been interrupted anywhere, the mutex taken or not."""
+        self.end(call)
+        with suppress(RuntimeError):  # the mutex is not ours any more
+            while True:
+                self.mutex.release()
+
+    def opened(self, database: BaseDatabaseWrapper) -> None:
+        """Remember a database that this thread has opened."""
+        if not any(each is database for each in self.databases):
+            self.databases = [*(each for each in self.databases if each.alias != database.alias), database]
+
+
+class Watchdog:
+    """Calls handlers under a time limit; one a process, for any number of threads.
+
+    Its thread starts with the first call and looks at the deadlines every ``tick``, so a call costs nothing but the
+    note of its deadline, and a limit is kept to a tick. Late is what was interrupted, not what returned before a look.
+    """
+
+    def __init__(
+        self,
+        *,
+        grace: timedelta,
+        tick: timedelta = timedelta(seconds=0.25),
+        clock: Callable[[], float] = time.monotonic,
+        end_process: Callable[[int], None] = os._exit,
+    ) -> None:
+        self._grace_s = grace.total_seconds()
+        self._tick_s = tick.total_seconds()
+        self._clock = clock
+        self._end_process = end_process
+        self._local = threading.local()
+        self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()  # a thread that ended has taken its slot along
+        self._mutex = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def call(
+        self,
+        function: Callable[[A], R],
+        argument: A,
+        *,
+        limit_s: float,
+        using: str,
+        name: str,
+        on_hung: Callable[[], None] | None = None,
+    ) -> R:
+        """Call ``function(argument)`` on this thread, for ``limit_s`` at most.
+
+        Within another call the earlier of both deadlines holds. Should it not return within the grace period after its
+        interruption, ``on_hung`` (or that of the call around it) is called on another thread, and the process ends.
+
+        :raises HandlerTimeoutError: it took longer, whatever it made of its interruption. Every database connection of
+            this thread is closed then, and with it the transaction that it was called in.
+        """
+        try:
+            slot: _Slot = self._local.slot
+        except AttributeError:
+            slot = self._new_slot(using)
+        call = _Call(slot, self._clock() + limit_s, limit_s, name, on_hung)
+        caught: BaseException | None = None
+        try:
+            try:
+                slot.work = call
+                result = function(argument)
+            finally:
+                slot.end(call)
+        except BaseException as error:
+            slot.end_again(call)
+            if not call.is_late:
+                raise
+            caught = error
+        else:
+            if not call.is_late:
+                return result
+        try:
+            raise self._late(slot, call, caught)
+        finally:
+            del caught  # its traceback holds this frame
+
+    def close(self) -> None:
+        """End the thread; the next call starts another."""
+        with self._mutex:
+            thread, self._thread = self._thread, None
+            self._local = threading.local()
+            self._stop.set()
+        connection_created.disconnect(self._opened)
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    # --- the thread that calls ---------------------------------------------------------------------------------------
+
+    def _new_slot(self, using: str) -> _Slot:
+        connections[using]  # so that it is among those that are open
+        slot = _Slot()
+        with self._mutex:
+            self._slots.add(slot)
+            if self._thread is None:
+                connection_created.connect(self._opened)
+                self._stop = threading.Event()
+                self._thread = threading.Thread(
+                    target=self._watch, args=[self._stop], name="handler-watchdog", daemon=True
+                )
+                self._thread.start()
+            self._local.slot = slot
+        return slot
+
+    def _opened(self, *, connection: BaseDatabaseWrapper, **_: object) -> None:
+        slot: _Slot | None = getattr(self._local, "slot", None)
+        if slot is not None:
+            slot.opened(connection)
+
+    def _late(self, slot: _Slot, call: _Call, caught: BaseException | None) -> HandlerTimeoutError:
+        throw_away(slot.databases, depths=dict(zip(call.databases, call.depths, strict=True)))
+        late = HandlerTimeoutError(call.name, limit=timedelta(seconds=call.limit_s))
+        # Shows where the handler was. Not its cause: the error of a connection that was ended here is no outage.
+        late.__context__ = caught
+        return late
+
+    # --- the thread that watches -------------------------------------------------------------------------------------
+
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(self._tick_s):
+            with self._mutex:
+                slots = list(self._slots)
+            for slot in slots:
+                call = slot.work
+                if call is not None and self._clock() >= call.deadline:
+                    try:
+                        self._act(slot)
+                    except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
+                        run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
+
+    def _act(self, slot: _Slot) -> None:
+        """Interrupt the call at work, or end the process, where it is time to."""
+        if not slot.mutex.acquire(blocking=False):
+            return  # it is ending just now
+        try:
+            call, now = slot.work, self._clock()
+            if call is None or now < call.deadline:
+                return
+            if any(each.fired_at is not None and now >= each.fired_at + self._grace_s for each in call.and_outer()):
+                self._give_up(slot, call)
+            elif call.fired_at is None:
+                self._interrupt(slot, call, now)
+        finally:
+            slot.mutex.release()
+
+    def _interrupt(self, slot: _Slot, call: _Call, now: float) -> None:
+        for each in call.and_outer():
+            each.is_late = each.is_late or now >= each.deadline
+        text = "handler exceeded its time limit, interrupting: %s, %g s"
+        run_bounded([partial(logger.warning, text, call.name, call.limit_s)], timeout_s=0.0)
+        ends = [end for end in map(end_of_session, slot.databases) if end]
+        run_bounded(ends, timeout_s=min(self._grace_s, _END_SESSIONS_S))
+        call.fired_at = self._clock()
+        _set_async_exc(slot.ident, _Interrupt)
+
+    def _give_up(self, slot: _Slot, call: _Call) -> None:
+        """End the process while the slot's mutex is held, so that a handler that returns now goes no further."""
+        if slot.gave_up:
+            return
+        slot.gave_up = True
+        log = partial(_log_hung, call, slot.ident)
+        run_bounded([log, call.on_hung] if call.on_hung else [log], timeout_s=self._grace_s)
+        self._end_process(HUNG_EXIT_CODE)
+
+
+def _log_hung(call: _Call, ident: int) -> None:
+    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented
+    stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
+    logger.critical("handler does not return, ending the process: %s, %g s, at:\n%s", call.name, call.limit_s, stack)
