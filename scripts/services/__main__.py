@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from scripts.services import catalog, docker, inventory, packages
-from scripts.services.errors import ServicesError
+from scripts.services.errors import ServicesError, UnobtainableError
 from scripts.services.server import Server
+
+OPTIONAL_VARIABLE = "MYSQL"
+"""Set to `optional`: where MySQL is not in the cache and cannot be fetched, the other servers run without it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def up(options: argparse.Namespace) -> None:
     """Make servers run."""
-    servers = _servers(options)
-    for server in servers:  # one after the other: the package manager lets one in at a time
-        server.install()
+    servers = [server for server in _servers(options) if _install(server)]
     _for_each(servers, lambda server: server.up())
     inventory.write_environment_file()
     for server in servers:
@@ -63,6 +65,22 @@ def env(_options: argparse.Namespace) -> None:
 def install_packages(options: argparse.Namespace) -> None:
     """Install groups of system packages."""
     packages.ensure(*options.groups)
+
+
+def _install(server: Server) -> bool:
+    """Get a server's programs, one server after the other: the package manager lets one in at a time.
+
+    Say whether they are there. Only MySQL may be missing, where that is allowed: an older system cannot fetch it.
+    """
+    try:
+        server.install()
+    except UnobtainableError as error:
+        if server.service is not catalog.MYSQL or os.environ.get(OPTIONAL_VARIABLE) != "optional":
+            raise
+        server.state.forget_ports()
+        print(f"{server.service.name}: not run. {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _change(change: Callable[[Server], None]) -> Callable[[argparse.Namespace], None]:

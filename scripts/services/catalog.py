@@ -34,6 +34,14 @@ MARIADB = Service(
     variable="SMARTFLOW_MARIADB_URL",
     ports={"client": 13306},
     address=f"mysql://{USER}:{PASSWORD}@127.0.0.1:{{client}}/{DATABASE}",
+    compose_service="mariadb",
+    compose_variable="MARIADB_PORT",
+)
+MYSQL = Service(
+    name="mysql",
+    variable="SMARTFLOW_MYSQL_URL",
+    ports={"client": 13307},
+    address=f"mysql://{USER}:{PASSWORD}@127.0.0.1:{{client}}/{DATABASE}",
     compose_service="mysql",
     compose_variable="MYSQL_PORT",
 )
@@ -54,7 +62,7 @@ KAFKA = Service(
     compose_variable="KAFKA_PORT",
 )
 
-SERVICES: Mapping[str, Service] = {service.name: service for service in (MARIADB, POSTGRES, KAFKA)}
+SERVICES: Mapping[str, Service] = {service.name: service for service in (MARIADB, MYSQL, POSTGRES, KAFKA)}
 
 
 def find(name: str) -> Service:

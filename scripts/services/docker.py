@@ -8,13 +8,14 @@ import subprocess
 from collections.abc import Sequence
 
 from scripts.services import ports
-from scripts.services.catalog import MARIADB, PASSWORD, USER
+from scripts.services.catalog import MARIADB, MYSQL, PASSWORD, USER
 from scripts.services.errors import ServicesError
 from scripts.services.server import Server
 from scripts.services.state import CHECKOUT, State
 
 COMPOSE_FILE = CHECKOUT / "compose.yaml"
 _ROOT_PASSWORD = "smartflow-root"
+_CLIENTS = {MARIADB.name: "mariadb", MYSQL.name: "mysql"}
 
 
 def engine_answers() -> bool:
@@ -52,8 +53,8 @@ class ComposeServer(Server):
                 chosen = {purpose: ports.pick(port) for purpose, port in self.service.ports.items()}
                 self.state.remember(ports=chosen, backend="docker")
             self._compose("up", "--detach", "--wait", self.service.compose_service)
-            if self.service is MARIADB:
-                self._grant_all()
+            if client := _CLIENTS.get(self.service.name):
+                self._grant_all(client)
 
     def start(self) -> None:
         with self.state.locked():
@@ -81,17 +82,19 @@ class ComposeServer(Server):
         """Remove the container and its data."""
         self._compose("rm", "--stop", "--force", "--volumes", self.service.compose_service)
 
-    def _grant_all(self) -> None:
+    def _grant_all(self, client: str) -> None:
         """Let the user make the tests' databases; the image's own user has rights on one database only."""
         statement = f"GRANT ALL ON *.* TO '{USER}'@'%' WITH GRANT OPTION"
-        client = ["mysql", "--user=root", f"--password={_ROOT_PASSWORD}", f"--execute={statement}"]
-        self._compose("exec", "-T", self.service.compose_service, *client)
+        command = [client, "--user=root", f"--password={_ROOT_PASSWORD}", f"--execute={statement}"]
+        self._compose("exec", "-T", self.service.compose_service, *command)
 
     def _compose(self, *arguments: str) -> str:
         command = ["docker", "compose", "--project-name", _project(self.state), "--file", str(COMPOSE_FILE)]
         command += ["--profile", "test", *arguments]
         environment = {
             **os.environ,
+            "MARIADB_PASSWORD": PASSWORD,
+            "MARIADB_ROOT_PASSWORD": _ROOT_PASSWORD,
             "MYSQL_PASSWORD": PASSWORD,
             "MYSQL_ROOT_PASSWORD": _ROOT_PASSWORD,
             "POSTGRES_PASSWORD": PASSWORD,

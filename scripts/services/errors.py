@@ -17,6 +17,10 @@ class MissingPackagesError(ServicesError):
     """System packages are missing and cannot be installed from here."""
 
 
+class UnobtainableError(ServicesError):
+    """A server's programs are not here and cannot be fetched."""
+
+
 class NotReadyError(ServicesError):
     """A server did not become usable in time."""
 

@@ -11,6 +11,7 @@ from scripts.services.catalog import Service
 from scripts.services.errors import ServicesError
 from scripts.services.kafka import Kafka
 from scripts.services.mariadb import MariaDB
+from scripts.services.mysql import MySQL
 from scripts.services.postgres import Postgres
 from scripts.services.server import GivenServer, NativeServer, Server
 from scripts.services.state import CHECKOUT, State, default_folder, write_atomically
@@ -18,7 +19,12 @@ from scripts.services.state import VARIABLE as FOLDER_VARIABLE
 
 BACKEND_VARIABLE = "SMARTFLOW_SERVICES_BACKEND"
 
-_NATIVE: dict[str, type[NativeServer]] = {"mariadb": MariaDB, "postgres": Postgres, "kafka": Kafka}
+_NATIVE: dict[str, type[NativeServer]] = {
+    "mariadb": MariaDB,
+    "mysql": MySQL,
+    "postgres": Postgres,
+    "kafka": Kafka,
+}
 
 
 def server(name: str) -> Server:

@@ -48,8 +48,6 @@ class Postgres(NativeServer):
             "listen_addresses": LOOPBACK,
             "port": self.port,
             "unix_socket_directories": "",
-            "max_connections": 200,
-            "shared_buffers": "128MB",
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         return [_require("postgres"), "-D", str(self.state.folder / "data"), *options]

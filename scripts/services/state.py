@@ -98,6 +98,11 @@ class State:
         """Write down the backend, the ports and what has been set up."""
         write_atomically(self.folder / "state.json", json.dumps({**self.remembered(), **changes}, indent=1) + "\n")
 
+    def forget_ports(self) -> None:
+        """Have no address any more, if there ever was one; the data stays."""
+        if self.ports:
+            self.remember(ports={})
+
     @property
     def ports(self) -> dict[str, int]:
         """The ports in use, by what they are for; empty before the first start."""

@@ -8,15 +8,37 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from scripts.services import catalog, control, inventory, kafka, kafka_wire, mariadb, packages, ports
-from scripts.services.errors import MissingPackagesError, NotManagedError, NotReadyError, ServicesError, tail
+from scripts.services import (
+    __main__,
+    catalog,
+    control,
+    inventory,
+    kafka,
+    kafka_wire,
+    mariadb,
+    mysql,
+    mysql_packages,
+    packages,
+    ports,
+)
+from scripts.services.errors import (
+    MissingPackagesError,
+    NotManagedError,
+    NotReadyError,
+    ServicesError,
+    UnobtainableError,
+    tail,
+)
 from scripts.services.process import Process, descendants, spawn
 from scripts.services.server import GivenServer, NativeServer
 from scripts.services.state import VARIABLE, State, default_folder
+from tests import services
 from tests.waiting import wait_until
 
 IDLE = (sys.executable, "-c", "import signal; signal.alarm(60); signal.pause()")
@@ -207,7 +229,7 @@ def test_a_given_server_that_does_not_answer_is_reported(state: State, monkeypat
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ServicesError, match="mariadb, postgres, kafka"):
+    with pytest.raises(ServicesError, match="mariadb, mysql, postgres, kafka"):
         inventory.server("oracle")
 
 
@@ -272,6 +294,170 @@ def test_a_cut_answer_is_an_error() -> None:
 def test_the_pom_names_an_exact_version_of_kafka() -> None:
     assert kafka.version().split(".")[0] == "4"
     assert all(part.isdigit() for part in kafka.version().split("."))
+
+
+# Where MySQL comes from
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give an empty cache; no archive is asked."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(mysql_packages, "_run", lambda command: pytest.fail(f"ran {command}"))
+    return tmp_path / "cache" / "smartflow"
+
+
+@pytest.fixture
+def no_archive(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let apt name an archive of Debian's that cannot be reached."""
+
+    def run(command: Sequence[str]) -> str:
+        if "--print-uris" in command:
+            return "'http://archive.example/debian/dists/bookworm/InRelease' archive.example_InRelease 0 \n"
+        raise UnobtainableError(f"`{command[0]}` failed")
+
+    monkeypatch.setattr(mysql_packages, "_run", run)
+    monkeypatch.setattr(mysql_packages.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(mysql_packages, "_own_name", lambda: "me")
+
+
+def unpack(cache: Path, version: str) -> Path:
+    """Put what looks like an unpacked MySQL into the cache."""
+    root = cache / f"mysql-{version}"
+    for name in ("usr/sbin/mysqld", "usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).touch()
+    return root
+
+
+def test_the_newest_mysql_in_the_cache_is_used_as_it_is(cache: Path) -> None:
+    unpack(cache, "9.7.9")
+    newest = unpack(cache, "9.7.10")
+    (cache / "mysql-10.0.0").mkdir()  # where nothing was unpacked
+    (cache / "mysql.lock").touch()
+
+    assert mysql_packages.ensure() == mysql_packages.unpacked() == newest
+    assert mysql_packages.program(newest)[-1] == str(newest / "usr/sbin/mysqld")
+
+
+def test_an_archive_without_mysql_is_an_error_that_leaves_nothing_behind(no_archive: None, cache: Path) -> None:
+    with pytest.raises(UnobtainableError, match=r"sid, which has MySQL, cannot be had: .*\n.*MYSQL=optional"):
+        mysql_packages.ensure()
+
+    assert [path.name for path in cache.iterdir()] == ["mysql.lock"]
+
+
+def test_where_mysql_comes_from_is_read_from_the_machines_own_sources(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = """\
+'http://archive.example/debian-security/dists/bookworm-security/InRelease' archive.example_one_InRelease 0
+'http://archive.example/debian/dists/bookworm/InRelease' archive.example_two_InRelease 0
+'http://archive.example/debian/dists/bookworm-updates/InRelease' archive.example_three_InRelease 0
+'http://archive.example/debian/dists/bookworm/main/binary-amd64/Packages.xz' archive.example_four 0
+"""
+    monkeypatch.setattr(mysql_packages.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(mysql_packages, "_run", lambda _command: printed)
+
+    assert list(mysql_packages._archives()) == [
+        "http://archive.example/debian",
+        "http://archive.example/debian-security",
+    ]
+
+
+@pytest.mark.usefixtures("no_archive", "state")
+def test_without_mysql_nothing_comes_up_unless_it_is_optional(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(inventory.BACKEND_VARIABLE, "native")
+    with socket.socket() as kafka_server:
+        kafka_server.bind((ports.LOOPBACK, 0))
+        kafka_server.listen()
+        kafka_address = f"{ports.LOOPBACK}:{kafka_server.getsockname()[1]}"
+        monkeypatch.setenv(catalog.KAFKA.variable, kafka_address)
+
+        assert __main__.main(["up", "mysql", "kafka"]) == 1
+        assert "cannot be had" in capsys.readouterr().err
+
+        monkeypatch.setenv(__main__.OPTIONAL_VARIABLE, "optional")
+        assert __main__.main(["up", "mysql", "kafka"]) == 0
+        assert "mysql: not run" in capsys.readouterr().err
+        assert inventory.environment_file().read_text() == f"{catalog.KAFKA.variable}={kafka_address}\n"
+
+
+@pytest.mark.usefixtures("no_archive")
+def test_a_mysql_that_cannot_run_any_more_has_no_address(state: State, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(inventory.BACKEND_VARIABLE, "native")
+    monkeypatch.setenv(__main__.OPTIONAL_VARIABLE, "optional")
+    earlier = State(catalog.MYSQL)
+    earlier.prepare()
+    earlier.remember(ports={"client": 1}, installed=True)
+
+    assert __main__.main(["up", "mysql"]) == 0
+    assert inventory.variables() == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "optional", "in_ci", "outcome"),
+    [
+        ("", "", "true", pytest.fail.Exception),
+        ("", "optional", "true", pytest.skip.Exception),
+        ("", "", "", pytest.skip.Exception),
+        ("mysql://u:p@127.0.0.1:1/x", "optional", "true", pytest.fail.Exception),
+    ],
+)
+def test_tests_without_mysql_fail_in_ci_unless_it_is_optional(
+    monkeypatch: pytest.MonkeyPatch, given: str, optional: str, in_ci: str, outcome: type[BaseException]
+) -> None:
+    monkeypatch.setenv(catalog.MYSQL.variable, given)
+    monkeypatch.setenv("MYSQL", optional)
+    monkeypatch.setenv("CI", in_ci)
+    monkeypatch.setattr(services, "_services_file", dict)
+    monkeypatch.setattr(services, "_reachable", lambda _name: None)
+
+    with pytest.raises(outcome):
+        services.require("mysql")
+
+
+def test_mysql_runs_with_its_own_defaults_but_for_what_keeps_it_to_itself(
+    state: State, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = unpack(cache, "9.7.4")
+    own = State(catalog.MYSQL)
+    own.prepare()
+    own.remember(ports={"client": 1}, installed=True)
+    server = mysql.MySQL(catalog.MYSQL, own)
+    server.set_up()
+
+    settings = (own.folder / "my.cnf").read_text().splitlines()
+    names = {line.partition(" = ")[0] for line in settings if line and not line.startswith(("#", "["))}
+    assert names - {"user"} == {
+        *("basedir", "plugin-dir", "lc-messages-dir", "character-sets-dir", "datadir", "tmpdir", "secure-file-priv"),
+        *("port", "bind-address", "socket", "pid-file", "init-file", "mysqlx", "skip-name-resolve"),
+        *("binlog_expire_logs_seconds", "max_binlog_size"),
+    }
+    assert f"basedir = {root / 'usr'}" in settings
+    assert server.command()[-1] == f"--defaults-file={own.folder / 'my.cnf'}"
+
+
+@pytest.mark.parametrize(
+    ("greeting", "ready"), [(b"K\0\0\0\x0a9.7.4", True), (b"K\0\0\0\xff\x10\x04", False), (b"", False)]
+)
+def test_mysql_is_ready_when_it_greets(state: State, greeting: bytes, ready: bool) -> None:
+    with socket.create_server((ports.LOOPBACK, 0)) as listener:
+
+        def greet() -> None:
+            client, _ = listener.accept()
+            client.sendall(greeting)
+            client.close()
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        own = State(catalog.MYSQL)
+        own.prepare()
+        own.remember(ports={"client": listener.getsockname()[1]})
+        assert mysql.MySQL(catalog.MYSQL, own).is_ready() is ready
+        thread.join()
 
 
 # A server with settings beyond our own
