@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from outbox.brokers.memory import MemoryBroker
     from tests.toys import ManualClock, RecordingStop, Toys
 
-ALIASES = ("default", "mariadb", "postgres")
+ALIASES = ("default", "mariadb", "mysql", "postgres")
 """The aliases of ``tests.settings``; ``default`` is SQLite."""
 
 SERVICES = ("agent", "task", "memory", "active-scheduler", "notification")

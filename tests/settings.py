@@ -11,14 +11,16 @@ for name in ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_ENABLED", "OUTBOX
 
 from smartflow.settings import *  # noqa: E402, F403
 from smartflow.settings import BASE_DIR, database  # noqa: E402
-from tests.services import mariadb_url, postgres_url  # noqa: E402
+from tests.services import mariadb_url, mysql_url, postgres_url  # noqa: E402
 
 DATABASES = {"default": database(f"sqlite:///{BASE_DIR / 'test.sqlite3'}")}
 # Named by process, so that two runs at once do not meet in one database.
 DATABASES["default"]["TEST"] = {"NAME": str(BASE_DIR / f"test_{os.getpid()}.sqlite3")}
-for alias, url in (("mariadb", mariadb_url()), ("postgres", postgres_url())):
+for alias, url in (("mariadb", mariadb_url()), ("mysql", mysql_url()), ("postgres", postgres_url())):
     if url:
         DATABASES[alias] = database(url)
         DATABASES[alias]["TEST"] = {"NAME": f"test_{DATABASES[alias]['NAME']}_{os.getpid()}", "DEPENDENCIES": []}
+if "mariadb" in DATABASES:
+    DATABASES["mariadb"]["TEST"]["CHARSET"] = "utf8mb4"  # its own default is still latin1; MySQL's is utf8mb4
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

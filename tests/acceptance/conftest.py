@@ -16,6 +16,9 @@ from tests.services import require
 
 Install = Callable[..., Installation]
 
+ON_EACH_MYSQL = pytest.mark.parametrize("usual_database", ["mariadb", "mysql"], indirect=True)
+"""For tests of installations as they are run for real."""
+
 _FAILED = pytest.StashKey[bool]()
 
 
@@ -45,8 +48,8 @@ def database_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
 
 def _server(name: str, tmp_path_factory: pytest.TempPathFactory) -> Server:
-    if name == "mariadb":
-        return MariaDBServer(require("mariadb"), migrate)
+    if name in ("mariadb", "mysql"):
+        return MariaDBServer(require(name), migrate)
     if name == "postgres":
         return PostgreSQLServer(require("postgres"), migrate)
     return SQLiteServer(tmp_path_factory.mktemp("sqlite"), migrate)
@@ -69,13 +72,19 @@ def end_all(request: pytest.FixtureRequest, installations: Iterable[Installation
 
 
 @pytest.fixture
+def usual_database(request: pytest.FixtureRequest) -> str:
+    """Give the database that installations are on where a test says nothing else; see ``ON_EACH_MYSQL``."""
+    return str(getattr(request, "param", "mariadb"))
+
+
+@pytest.fixture
 def install(
-    request: pytest.FixtureRequest, tmp_path: Path, database_servers: Callable[[str], Server]
+    request: pytest.FixtureRequest, tmp_path: Path, database_servers: Callable[[str], Server], usual_database: str
 ) -> Iterator[Install]:
     """Give a function that makes an installation: ``install(database="mariadb", broker="kafka", options={...})``."""
     made: list[Installation] = []
 
-    def make(*, database: str = "mariadb", broker: str = "kafka", **more: Any) -> Installation:
+    def make(*, database: str = usual_database, broker: str = "kafka", **more: Any) -> Installation:
         kafka = require("kafka") if broker == "kafka" else None
         folder = tmp_path / str(len(made))
         folder.mkdir()
@@ -90,5 +99,5 @@ def install(
 
 @pytest.fixture
 def installation(install: Install) -> Installation:
-    """An installation as it is run for real: MariaDB and Kafka."""
+    """An installation as it is run for real: MariaDB or MySQL, and Kafka."""
     return install()

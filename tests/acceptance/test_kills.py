@@ -18,7 +18,8 @@ SMALL_BATCHES = {
 
 
 @pytest.mark.parametrize(
-    ("database", "broker", "kills"), [("mariadb", "kafka", 5), ("postgres", "kafka", 1), ("sqlite", "table", 3)]
+    ("database", "broker", "kills"),
+    [("mariadb", "kafka", 5), ("mysql", "kafka", 2), ("postgres", "kafka", 1), ("sqlite", "table", 3)],
 )
 def test_relays_killed_at_random_moments_lose_and_repeat_nothing(
     install: Install, database: str, broker: str, kills: int
@@ -51,6 +52,7 @@ def test_relays_killed_at_random_moments_lose_and_repeat_nothing(
     [
         ("mariadb", "kafka", "step", 2),
         ("mariadb", "kafka", "bulk", 2),
+        ("mysql", "kafka", "step", 2),
         ("postgres", "kafka", "step", 1),
         ("sqlite", "table", "step", 3),
     ],

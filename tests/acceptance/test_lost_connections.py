@@ -36,7 +36,7 @@ def cut_connections(database: Database, kind: str) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("kind", ["mariadb", "postgres"])
+@pytest.mark.parametrize("kind", ["mariadb", "mysql", "postgres"])
 def test_lost_database_connection_costs_no_attempt(install: Install, kind: str) -> None:
     """Each event is a batch of its own: were the loss taken for the handler's fault, there is no other to blame."""
     installation = install(database=kind, options={"CONSUMER": {"BATCH_SIZE": 1}})

@@ -13,7 +13,14 @@ from tests.acceptance.plans import Plan
 
 EVERYWHERE = pytest.mark.parametrize(
     ("database", "broker"),
-    [("mariadb", "kafka"), ("postgres", "kafka"), ("sqlite", "table"), ("mariadb", "table")],
+    [
+        ("mariadb", "kafka"),
+        ("mysql", "kafka"),
+        ("postgres", "kafka"),
+        ("sqlite", "table"),
+        ("mariadb", "table"),
+        ("mysql", "table"),
+    ],
     ids=lambda value: value,
 )
 

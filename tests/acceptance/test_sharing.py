@@ -49,7 +49,7 @@ def longest_wait(installation: Installation, *, since: Any, start: str, end: str
     return float(installation.database.value(sql, [since, since])) / 1e6
 
 
-@pytest.mark.parametrize(("database", "broker"), [("mariadb", "kafka"), ("sqlite", "table")])
+@pytest.mark.parametrize(("database", "broker"), [("mariadb", "kafka"), ("mysql", "kafka"), ("sqlite", "table")])
 def test_two_relays_and_two_consumers_share_the_work(install: Install, database: str, broker: str) -> None:
     installation = install(database=database, broker=broker, options={"LEASES": {"HEARTBEAT_SECONDS": 0.3}})
     relays = [installation.relay(), installation.relay()]
@@ -107,7 +107,7 @@ def test_share_of_a_killed_consumer_is_taken_over(installation: Installation, re
     assert took_s <= TAKE_OVER_S
 
 
-@pytest.mark.parametrize(("database", "broker"), [("mariadb", "kafka"), ("sqlite", "table")])
+@pytest.mark.parametrize(("database", "broker"), [("mariadb", "kafka"), ("mysql", "kafka"), ("sqlite", "table")])
 def test_consumers_that_come_and_go_repeat_nothing(install: Install, database: str, broker: str) -> None:
     """Every change of the group takes partitions away from a member that is in the middle of its batch."""
     installation = install(

@@ -11,7 +11,9 @@ from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Plan
 from tests.acceptance.topics import group_members
 
-EVERYWHERE = pytest.mark.parametrize(("database", "broker"), [("mariadb", "kafka"), ("sqlite", "table")])
+EVERYWHERE = pytest.mark.parametrize(
+    ("database", "broker"), [("mariadb", "kafka"), ("mysql", "kafka"), ("sqlite", "table")]
+)
 
 
 @EVERYWHERE

@@ -68,7 +68,7 @@ def test_changed_rows_are_seen_to_be_changed(alias: str, repository: OutboxRepos
     assert locked(repository, row_id)[0].event_type == BULK
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_second_transaction_waits_for_the_rows_of_the_first_and_sees_what_it_did(
     alias: str, repository: OutboxRepository
 ) -> None:
@@ -83,7 +83,7 @@ def test_second_transaction_waits_for_the_rows_of_the_first_and_sees_what_it_did
     assert [each.status for each in other.result()] == ["consumed", "consumed", "published"]
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_transactions_that_name_rows_in_different_orders_do_not_deadlock(
     alias: str, repository: OutboxRepository
 ) -> None:

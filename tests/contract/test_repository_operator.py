@@ -121,7 +121,7 @@ def test_prune_ends_where_rows_are_young(alias: str, repository: OutboxRepositor
     assert repository.prune(consumed_before=repository.now() - HOUR, after_id=10**12, limit=2).last_id is None
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_prune_passes_over_locked_rows(alias: str, repository: OutboxRepository) -> None:
     old = database_now(alias) - 2 * HOUR
     held, free = rows(alias, 2, status=Status.CONSUMED, consumed_at=old, created_at=old)

@@ -220,7 +220,7 @@ def test_mark_published_takes_a_row_without_a_due_time(alias: str, repository: O
     assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(1, [])
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_mark_published_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
     """A consumer may have the record before its row is marked."""
     handled, put_back, free = rows(alias, 3)
@@ -235,7 +235,7 @@ def test_mark_published_waits_for_nobody(alias: str, repository: OutboxRepositor
     assert factories.statuses(alias) == {handled: "pending", put_back: "pending", free: "published"}
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_relay_that_buries_waits_for_nobody(alias: str, repository: OutboxRepository) -> None:
     row_id = row(alias)
     claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
@@ -289,7 +289,7 @@ def test_redelivery_goes_by_the_last_change_where_other_software_left_published_
     assert claim_ids(repository) == [old]
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_what_a_consumer_holds_is_not_stuck(alias: str, repository: OutboxRepository) -> None:
     handled, stuck = published_row(alias, ago=HOUR), published_row(alias, ago=HOUR)
 

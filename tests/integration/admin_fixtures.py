@@ -21,7 +21,7 @@ from tests.services import require
 _names = itertools.count(1)
 
 
-@pytest.fixture(params=("default", "mariadb", "postgres"))
+@pytest.fixture(params=("default", "mariadb", "mysql", "postgres"))
 def outbox_alias(request: pytest.FixtureRequest, settings: Any) -> str:
     """Make every service live on each database in turn."""
     alias: str = request.param

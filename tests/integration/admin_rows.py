@@ -28,7 +28,7 @@ from agent_events.notification.models import NotificationRecord
 from outbox.catalog import service_models
 from outbox.models import OutboxMessage, RejectedRecord, service_route
 
-DATABASES = tuple(alias for alias in ("default", "mariadb", "postgres") if alias in django_settings.DATABASES)
+DATABASES = tuple(alias for alias in ("default", "mariadb", "mysql", "postgres") if alias in django_settings.DATABASES)
 SERVICES = ("agent", "task", "memory", "active-scheduler", "notification")
 SNAPSHOT = "agent.state.snapshot.persist"
 

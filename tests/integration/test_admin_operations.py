@@ -189,7 +189,11 @@ def test_only_what_is_dead_is_touched(root: Client, outbox_alias: str, status: s
 @pytest.mark.django_db(transaction=True, databases=DATABASES)
 @pytest.mark.parametrize(
     ("outbox_alias", "impatience"),
-    [("mariadb", "SET SESSION innodb_lock_wait_timeout = 1"), ("postgres", "SET lock_timeout = '100ms'")],
+    [
+        ("mariadb", "SET SESSION innodb_lock_wait_timeout = 1"),
+        ("mysql", "SET SESSION innodb_lock_wait_timeout = 1"),
+        ("postgres", "SET lock_timeout = '100ms'"),
+    ],
     indirect=["outbox_alias"],
 )
 def test_row_locked_by_a_worker_is_left_alone_and_said(root: Client, outbox_alias: str, impatience: str) -> None:

@@ -172,13 +172,15 @@ def test_dead_of_all_services_are_merged_by_the_time_of_death(root: Client, outb
 
 
 def test_dead_of_services_in_different_databases_are_merged(root: Client, settings: Any) -> None:
-    for alias in ("mariadb", "postgres"):
+    for alias in ("mariadb", "mysql", "postgres"):
         require(alias)
-    homes = {"agent": "default", "task": "mariadb", "memory": "postgres"}
+    homes = {"agent": "default", "task": "mariadb", "memory": "postgres", "notification": "mysql"}
     settings.OUTBOX = {"SERVICES": {service: {"DATABASE": alias} for service, alias in homes.items()}}
     rows = [
         (service, add_dead(service, next_retry_at=at(100 - number)))
-        for number, service in enumerate(("agent", "task", "memory", "memory", "task", "agent", "agent") * 2)
+        for number, service in enumerate(
+            ("agent", "task", "memory", "notification", "memory", "task", "agent", "agent") * 2
+        )
     ]
     assert_pages_hold(root, DEAD, [f"{service}:{row.pk}" for service, row in rows])
     for (service, row), alias in ((pair, homes[pair[0]]) for pair in rows):

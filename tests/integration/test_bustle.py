@@ -151,7 +151,7 @@ class WithPeople(Bustle):
             assert "pruned" in rejected.reason
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 @pytest.mark.parametrize("seed", range(2))
 def test_each_event_is_handled_once_while_everybody_is_at_work(
     alias: str, seed: int, monkeypatch: pytest.MonkeyPatch

@@ -16,7 +16,7 @@ from outbox.fields import SHARD_COUNT
 from tests import factories
 from tests.threads import together
 
-pytestmark = pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+pytestmark = pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 
 HOUR = timedelta(hours=1)
 DEADLINE_S = 60

@@ -31,7 +31,7 @@ from tests.repositories import FAILURE, UNLIMITED
 from tests.threads import together
 from tests.toys import HANDLED, NOTE, ManualClock, Toys, effects
 
-pytestmark = pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+pytestmark = pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 
 NEVER = StopFlag()
 HOUR = timedelta(hours=1)

@@ -148,7 +148,7 @@ def test_deadlock_that_a_handler_passes_on_in_its_own_words_costs_nothing(
     assert get(alias, row_id).retry_count == 0
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_rows_that_somebody_else_holds_are_waited_for_and_cost_nothing(
     alias: str, toys: Toys, consumer: Consumer
 ) -> None:
@@ -196,7 +196,7 @@ def test_handler_that_closes_the_connection_fails_for_itself(
     assert found.error_class == ("LookupError" if raises else "ClosedConnectionError")
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_outage_that_a_handler_hides_behind_a_closed_connection_costs_nothing(
     alias: str, toys: Toys, consumer: Consumer
 ) -> None:
@@ -221,7 +221,7 @@ def test_outage_that_a_handler_hides_behind_a_closed_connection_costs_nothing(
     assert get(alias, row_id).retry_count == 0
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
 def test_deadlock_that_a_handler_swallows_loses_nobodys_effect(alias: str, toys: Toys, consumer: Consumer) -> None:
     """The server rolls the whole transaction back, what went before included, and the handler goes on as if not."""
     mine, theirs = (
@@ -291,7 +291,12 @@ def test_statement_that_a_handler_got_wrong_is_its_own_fault(alias: str, toys: T
     assert (get(alias, bad).retry_count, get(alias, bad).error_class) == (1, IntegrityError.__name__)
 
 
-BREAKS = [("mariadb", kill_own_connection), ("postgres", kill_own_connection), ("postgres", drop_own_connection)]
+BREAKS = [
+    ("mariadb", kill_own_connection),
+    ("mysql", kill_own_connection),
+    ("postgres", kill_own_connection),
+    ("postgres", drop_own_connection),
+]
 
 
 @pytest.mark.parametrize(("database_alias", "breaks_it"), BREAKS, indirect=["database_alias"])

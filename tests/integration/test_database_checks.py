@@ -24,7 +24,7 @@ ELSEWHERE = "made_elsewhere"
 
 Execute = Callable[[str], None]
 
-on_mariadb = pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
+on_mariadb = pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
 
 
 def found(alias: str) -> dict[str, list[CheckMessage]]:
@@ -67,7 +67,7 @@ def test_migrated_database_is_in_order(alias: str) -> None:
 
 def test_database_without_services_is_not_looked_at(alias: str, configure: Callable[..., None]) -> None:
     configure(MAX_PAYLOAD_BYTES=2**40)
-    for other in {"default", "mariadb", "postgres"} - {alias}:
+    for other in {"default", "mariadb", "mysql", "postgres"} - {alias}:
         assert found(other) == {}
 
 

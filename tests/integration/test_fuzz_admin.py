@@ -136,7 +136,9 @@ TOO_LARGE: Final = ("9" * 19, "9" * 30, fuzz.DIGITS)
 """Numbers that no column holds; the last one Python does not even read."""
 
 ids = (
-    st.sampled_from(("1", "0", "-1", "01", "1_0", " 1", "default:1", "mariadb:1", "nobody:1", ":1", "add", "_2F"))
+    st.sampled_from(
+        ("1", "0", "-1", "01", "1_0", " 1", "default:1", "mariadb:1", "mysql:1", "nobody:1", ":1", "add", "_2F")
+    )
     | fuzz.texts
 ).filter(lambda row_id: row_id not in TOO_LARGE)
 pages = st.sampled_from(("change/", "history/", "delete/", "edit/", "payload/", "replay/", "give-up/", "", "x/"))
@@ -243,7 +245,7 @@ def test_page_without_a_table_has_no_pages_of_rows(root: Client, url: str, page:
 @pytest.mark.django_db(databases=DATABASES)
 @pytest.mark.parametrize(
     "outbox_alias",
-    ["default", "mariadb", "postgres"],
+    ["default", "mariadb", "mysql", "postgres"],
     indirect=True,
 )
 def test_cursor_at_a_time_out_of_range_is_answered(root: Client, outbox_alias: str) -> None:
@@ -255,7 +257,7 @@ def test_cursor_at_a_time_out_of_range_is_answered(root: Client, outbox_alias: s
 
 selections = st.one_of(
     st.lists(
-        st.tuples(st.sampled_from((*SERVICES, "default", "mariadb")), st.integers(0, 40)).map(
+        st.tuples(st.sampled_from((*SERVICES, "default", "mariadb", "mysql")), st.integers(0, 40)).map(
             lambda one: f"{one[0]}:{one[1]}"
         ),
         max_size=4,
@@ -314,7 +316,7 @@ def test_nothing_changes_without_permission(
 @pytest.mark.django_db(databases=DATABASES)
 @pytest.mark.parametrize(
     "outbox_alias",
-    ["default", "mariadb", "postgres"],
+    ["default", "mariadb", "mysql", "postgres"],
     indirect=True,
 )
 @pytest.mark.parametrize("url", [f"{MESSAGES}%s/give-up/", DEAD, f"{ROUTES}agent/relay/switch/"])

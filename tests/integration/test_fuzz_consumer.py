@@ -24,7 +24,7 @@ from tests import fuzz, notifications, records
 from tests.conftest import SERVICES
 from tests.fuzz import fuzzing
 
-on_two_databases = pytest.mark.parametrize("database_alias", ["default", "mariadb"], indirect=True)
+on_two_databases = pytest.mark.parametrize("database_alias", ["default", "mariadb", "mysql"], indirect=True)
 of_each_service = pytest.mark.parametrize("service", SERVICES)
 
 numbers = itertools.count(1)

@@ -192,7 +192,7 @@ def work_off(broker: MemoryBroker, stop: StopFlag) -> None:
         build_consumer(route, broker).run(stop, is_drained=lambda: True)
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
 def test_rows_of_plain_sql_are_worked_off_and_finished_ones_stay(
     alias: str, broker: MemoryBroker, stop: StopFlag
 ) -> None:

@@ -25,7 +25,7 @@ WORLDS = int(os.environ.get("OUTBOX_TEST_WORLDS", "16"))
 """How many to try on SQLite, and a quarter of it on each other database; set it high for a night's run."""
 
 SEEDS = [("default", seed) for seed in range(WORLDS)] + [
-    (alias, seed) for alias in ("mariadb", "postgres") for seed in range(10_000, 10_000 + WORLDS // 4)
+    (alias, seed) for alias in ("mariadb", "mysql", "postgres") for seed in range(10_000, 10_000 + WORLDS // 4)
 ]
 
 

@@ -188,7 +188,7 @@ def test_batch_that_lost_its_locks_is_done_again(alias: str, stop: StopFlag, mon
 # --- beside others -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_locked_rows_are_passed_over(alias: str, stop: StopFlag) -> None:
     ids = old(alias, 10)
     locked = threading.Event()
@@ -228,7 +228,7 @@ def contention(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return noted
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_pruning_beside_consumers_loses_no_lock_and_no_event(alias: str, toys: Toys, contention: list[str]) -> None:
     """Everything is pruned as soon as it is consumed, by two pruners at once, while consumers are at work."""
     ids = factories.rows(alias, 900, key=lambda number: str(number % 50), status="published")

@@ -296,7 +296,7 @@ def test_stating_another_database_is_refused(alias: str) -> None:
     assert outbox_rows(alias) == []
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_transaction_on_another_database_is_refused(alias: str) -> None:
     with (
         transaction.atomic(using="default"),
@@ -307,7 +307,7 @@ def test_transaction_on_another_database_is_refused(alias: str) -> None:
     assert outbox_rows(alias) == []
 
 
-@pytest.mark.parametrize("database_alias", ["mariadb", "postgres"], indirect=True)
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_transactions_on_both_databases_are_the_callers_choice(alias: str) -> None:
     with transaction.atomic(using="default"), transaction.atomic(using=alias):
         publish(snapshot())

@@ -19,7 +19,7 @@ from tests.relays import MakeRelay, sent_ids, step_until_idle
 from tests.toys import RecordingStop
 from tests.transactions import held_elsewhere
 
-LOCKING = ("mariadb", "postgres")
+LOCKING = ("mariadb", "mysql", "postgres")
 """Databases that lock rows; SQLite has one writer at a time."""
 
 

@@ -195,7 +195,12 @@ def test_database_that_goes_away_is_waited_for(
 
 @pytest.mark.parametrize(
     ("database_alias", "breaks_it"),
-    [("mariadb", kill_own_connection), ("postgres", kill_own_connection), ("postgres", drop_own_connection)],
+    [
+        ("mariadb", kill_own_connection),
+        ("mysql", kill_own_connection),
+        ("postgres", kill_own_connection),
+        ("postgres", drop_own_connection),
+    ],
     indirect=["database_alias"],
 )
 def test_connection_that_breaks_is_opened_again_and_nothing_is_lost(

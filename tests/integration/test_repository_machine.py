@@ -428,5 +428,5 @@ def impatient(alias: str) -> Iterator[None]:
 
 
 def test_any_steps_in_any_order_do_what_they_say_and_nothing_else(alias: str, impatient: None) -> None:
-    examples = {"default": 30, "mariadb": 20, "postgres": 10}[alias]
+    examples = {"default": 30, "mariadb": 20, "mysql": 20, "postgres": 10}[alias]
     run_state_machine_as_test(lambda: RepositoryMachine(alias), settings=bounded(examples, steps=50))  # type: ignore[arg-type]
