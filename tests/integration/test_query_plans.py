@@ -14,7 +14,7 @@ from benchmarks import plans
 from outbox.repository import OutboxRepository
 from tests import factories
 
-pytestmark = pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
+pytestmark = pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
 
 ROWS: Final = 20_000
 ALMOST_ALL_DONE, BACKLOG = 0.01, 0.9
