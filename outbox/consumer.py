@@ -11,16 +11,23 @@ from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
 from outbox.handling import BatchHandling
-from outbox.leases import Presence, Switches
-from outbox.outage import OutageWatch
+from outbox.heartbeat import Heartbeat, NullHeartbeat
+from outbox.held import HeldRecords
+from outbox.leases import Switches
+from outbox.outage import ConnectionBackoff
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
+from outbox.sessions import close_if_idle
 from outbox.shutdown import StopFlag
-from outbox.sql import Trouble, trouble_of
+from outbox.takeovers import Takeovers
 
 logger = logging.getLogger(__name__)
+
+_HELD_BATCHES = 4
+"""So many batches of records may be held, whose rows others have locked, before no more are received."""
 
 
 class Consumer:
@@ -33,8 +40,8 @@ class Consumer:
         handling: BatchHandling,
         subscribe: Callable[[], Subscription],
         options: ConsumerOptions,
-        presence: Presence,
-        heartbeat: timedelta,
+        heartbeat: Heartbeat | NullHeartbeat,
+        takeovers: Takeovers,
         clock: Callable[[], float],
     ) -> None:
         self._route = route
@@ -42,18 +49,21 @@ class Consumer:
         self._subscribe = subscribe
         self._subscription: Subscription | None = None
         self._options = options
-        self._presence = presence
-        self._heartbeat_s = heartbeat.total_seconds()
-        self._clock = clock
-        self._switches = Switches()
-        self._beaten_at: float | None = None
+        self._heartbeat = heartbeat
+        self._takeovers = takeovers
+        self._held = HeldRecords(limit=_HELD_BATCHES * options.batch_size, clock=clock)
         self._in_hand: list[IncomingRecord] = []
-        self._outage = OutageWatch(self._route.service, "consumer")
+        """Received and not brought to an end: an outage came in between."""
+        self._backoff = ConnectionBackoff(route.service, "consumer")
 
     @property
     def totals(self) -> ConsumerTotals:
         """Return what has been done so far."""
         return self._handling.totals
+
+    @property
+    def _switches(self) -> Switches:
+        return self._heartbeat.switches
 
     def run(
         self, stop: StopFlag, *, max_events: int | None = None, is_drained: Callable[[], bool] | None = None
@@ -62,67 +72,111 @@ class Consumer:
 
         With ``is_drained`` it also ends when the consumer is paused: nothing will come.
 
-        An outage only makes it wait: the batch in hand is kept and done again.
+        An outage only makes it wait: the batch in hand is kept and done again. So does an error of the library or the
+        schema, unless an end is set: then it is raised, for a person to see.
         """
+        self._heartbeat.start()
         try:
             while not stop.is_set and (max_events is None or self.totals.handled < max_events):
                 limit = self._options.batch_size
                 if max_events is not None:
                     limit = min(limit, max_events - self.totals.handled)
+                pause: timedelta | None = None
                 try:
                     worked = self.step(limit)
-                    if not worked and is_drained is not None and (self._switches.consumer_paused or is_drained()):
+                    is_idle = not worked and not self._held
+                    if is_idle and is_drained is not None and (self._switches.consumer_paused or is_drained()):
                         break
-                except BrokerUnavailableError as error:
-                    stop.wait(self._outage.failed("broker", error))
-                except LostSubscriptionError as error:
-                    self._unsubscribe()
-                    stop.wait(self._outage.failed("subscription", error))
-                except (DatabaseError, InterfaceError) as error:
-                    trouble = trouble_of(error, self._route.database)
-                    if trouble is Trouble.STATEMENT:
-                        raise
-                    connections[self._route.database].close()
-                    stop.wait(self._outage.failed("database", error, state=trouble.state))
+                except Exception as error:
+                    pause = self._wait_out(error, has_end=max_events is not None or is_drained is not None)
                 else:
-                    self._outage.over()
+                    self._backoff.record_success()
                     if self._switches.consumer_paused:
-                        stop.wait(timedelta(milliseconds=self._options.poll_interval_ms))
+                        pause = timedelta(milliseconds=self._options.poll_interval_ms)
+                    elif not worked:
+                        pause = self._held.pause()
+                if pause is not None:
+                    stop.wait(pause)
         finally:
             self._close()
         return self.totals
 
     def step(self, limit: int) -> bool:
-        """Receive up to ``limit`` records, handle and commit them; say whether there were any.
+        """Receive up to ``limit`` records, handle and commit them; say whether any came to an end.
 
         :raises BrokerUnavailableError: the broker is away; records in hand are kept.
         :raises LostSubscriptionError: subscribe again; what was not committed comes again.
         :raises DatabaseError: the database is away; records in hand are kept.
         """
-        self._beat()
-        if not self._in_hand:
-            if self._switches.consumer_paused:
-                return False
-            self._in_hand = self._open().receive(
-                max_records=limit, timeout=timedelta(milliseconds=self._options.poll_interval_ms)
-            )
-        if not self._in_hand:
+        if self._switches.consumer_paused and not self._in_hand and not self._held:
             return False
-        self.handle(self._in_hand)
-        done, self._in_hand = self._in_hand, []
-        # Should this fail, the records come again and are found to be done.
-        self._open().commit(done)
-        return True
+        self._receive(limit)
+        batch = [*self._held.due(), *self._in_hand]
+        if not batch:
+            return False
+        close_if_idle()
+        still = self.handle(batch)
+        self._in_hand = []
+        done = self._held.settle(batch, still)
+        if done:
+            # Should this fail, the records come again and are found to be done.
+            self._open().commit(done)
+            self._takeovers.passed(done)
+        return bool(done)
 
-    def handle(self, records: Sequence[IncomingRecord]) -> None:
+    def handle(self, records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         """Bring every record to an end, without the broker's knowledge: see ``BatchHandling.handle``."""
-        self._handling.handle(records)
+        return self._handling.handle(records, is_suspect=self._takeovers.is_suspect, is_young=self._held.is_young)
 
-    def _beat(self) -> None:
-        now = self._clock()
-        if self._beaten_at is None or now - self._beaten_at >= self._heartbeat_s:
-            self._switches = self._presence.beat()
-            self._beaten_at = now
+    def let_go(self) -> None:
+        """Say that this process ends by no fault of what this consumer has at work; called on another thread.
+
+        :raises DatabaseError: who takes its partitions over will be careful for a while.
+        """
+        self._handling.withdraw_announcement()
+        self._heartbeat.close()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _receive(self, limit: int) -> None:
+        """Receive more, unless what is at hand is enough; drop what is of partitions that moved away."""
+        subscription = self._open()
+        room = limit - len(self._in_hand)
+        if room > 0 and not self._held.is_full and not self._switches.consumer_paused:
+            wait = timedelta(milliseconds=self._options.poll_interval_ms)
+            pause = self._held.pause()
+            if self._in_hand:
+                wait = timedelta(0)
+            elif pause is not None:
+                wait = min(wait, pause)
+            # The table broker gives again what is held: beyond that there is room for more.
+            received = subscription.receive(max_records=room + len(self._held), timeout=wait)
+            known = set(map(_place, self._in_hand))
+            self._in_hand += [each for each in received if each not in self._held and _place(each) not in known]
+        assignments = subscription.assignments
+        if self._held or self._in_hand:
+            gone = self._held.forget(assignments)
+            if gone:
+                subscription.hand_back(gone)
+        self._takeovers.look(assignments)
+        self._heartbeat.hold(assignments.keys())
+
+    def _wait_out(self, error: Exception, *, has_end: bool) -> timedelta:
+        """Return how long to pause for ``error``, having left what it concerns.
+
+        :raises Exception: ``error`` itself, where nobody would wait for its end.
+        """
+        if isinstance(error, BrokerUnavailableError):
+            return self._backoff.record_failure("broker", error)
+        if isinstance(error, LostSubscriptionError):
+            self._unsubscribe()
+            return self._backoff.record_failure("subscription", error)
+        kind = kind_of(error, self._route.database) if isinstance(error, (DatabaseError, InterfaceError)) else None
+        if kind in (None, ErrorKind.PERMANENT) and has_end:
+            raise error
+        connections[self._route.database].close()
+        what = "database" if kind not in (None, ErrorKind.PERMANENT) else "worker"
+        return self._backoff.record_failure(what, error)
 
     def _open(self) -> Subscription:
         if self._subscription is None:
@@ -130,13 +184,17 @@ class Consumer:
         return self._subscription
 
     def _unsubscribe(self) -> None:
+        """Leave the group; what is held or in hand comes again to whoever gets its partition."""
+        self._in_hand = []
+        self._held.forget({})
         if self._subscription is not None:
-            self._subscription.close()
-            self._subscription = None
+            subscription, self._subscription = self._subscription, None
+            subscription.close()
 
     def _close(self) -> None:
         self._unsubscribe()
-        try:
-            self._presence.leave()
-        except (DatabaseError, InterfaceError) as error:
-            logger.warning("consumer of %s: its presence row runs out by itself: %s", self._route.service, error)
+        self._heartbeat.close()
+
+
+def _place(record: IncomingRecord) -> tuple[str, int, int]:
+    return record.topic, record.partition, record.offset

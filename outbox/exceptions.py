@@ -245,6 +245,7 @@ class ConnectionLostError(OutboxError):
         super().__init__(
             f"the database connection ended while this event was at work alone, and no other did: {error}. A statement"
             f" above the server's max_allowed_packet does that, a killer of long transactions, or an administrator"
+        )
 
 
 class HandlerTimeoutError(OutboxError):

@@ -286,8 +286,10 @@ class BatchHandling:
         current = self._current
         if current is not None and len(deliveries) == 1:
             row = next(row for row in current.live if row.id == deliveries[0].outbox_id)
-            self._settling.charge(row, HandlerTimeoutError.hung(row.event_type))
+            limit = self._tools.time_limit(row.event_type)
+            self._settling.charge(row, HandlerTimeoutError(row.event_type, limit=limit))
             self._announced = None
+            self._on_hung_noted()
 
     def withdraw_announcement(self) -> None:
         """Take back that an event is suspect, where its try came to no end and that was not its doing.

@@ -25,6 +25,12 @@ retried: Final = Signal()
 Arguments: ``outbox_id``, ``event_type``, ``attempt``, ``delay``, ``error``.
 """
 
+interrupted: Final = Signal()
+"""A connection was lost while an event was at work alone, and the row comes again.
+
+Arguments: ``outbox_id``, ``event_type``, ``interruptions``, ``delay``.
+"""
+
 waited: Final = Signal()
 """Rows were put back behind an unfinished predecessor. Arguments: ``count``."""
 
