@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 
 from django.db.utils import DatabaseError, InterfaceError
@@ -24,7 +25,11 @@ class LeasedRows:
     def __init__(self, repository: OutboxRepository, leases: ShardLeases) -> None:
         self._repository, self._leases = repository, leases
 
-    def fetch(self, limit: int) -> list[tuple[int, str, str]]:
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        return self._leases.assignments
+
+    def fetch(self, limit: int) -> list[tuple[int, str, str, int]]:
         if self._leases.due:
             self._leases.refresh()
         held = self._leases.held

@@ -17,6 +17,7 @@ from typing import Final
 
 from django.db.models import Q, QuerySet
 
+from outbox.brokers.base import assignment_numbers
 from outbox.fields import SHARD_COUNT, UtcNow, from_now
 from outbox.models import ServiceSwitch, ShardLease, Worker
 
@@ -24,6 +25,8 @@ RELAY: Final = "relay"
 CONSUMER: Final = "consumer"
 
 _FORGET_WORKERS_AFTER: Final = timedelta(hours=1)
+_FORGET_HOLDERS_AFTER: Final = timedelta(days=7)
+"""Of dead workers that still name partitions: who takes those over is to know of it."""
 
 
 def new_worker_id() -> str:
@@ -52,10 +55,16 @@ class Presence:
 
     def __init__(self, *, service: str, role: str, worker_id: str, using: str, ttl: timedelta) -> None:
         self.service, self.role, self.worker_id, self.using, self.ttl = service, role, worker_id, using, ttl
+        self.partitions = ""
+        """What the row says that this worker holds, from the next beat on."""
 
     def beat(self) -> Switches:
         """Say that the worker is alive; return the switches of its service."""
-        seen = Worker.objects.using(self.using).filter(pk=self.worker_id).update(seen_at=UtcNow())
+        seen = (
+            Worker.objects.using(self.using)
+            .filter(pk=self.worker_id)
+            .update(seen_at=UtcNow(), partitions=self.partitions)
+        )
         if not seen:
             Worker.objects.using(self.using).create(
                 worker_id=self.worker_id,
@@ -63,8 +72,9 @@ class Presence:
                 role=self.role,
                 host=socket.gethostname()[:255],
                 pid=os.getpid(),
+                partitions=self.partitions,
             )
-            self._workers().filter(seen_at__lt=from_now(-_FORGET_WORKERS_AFTER)).delete()
+            self._forget_dead()
         switch = (
             ServiceSwitch.objects.using(self.using)
             .filter(pk=self.service)
@@ -77,9 +87,17 @@ class Presence:
         """Return the ids of the workers of this service and role that were seen within a lease's time."""
         return list(self._workers().filter(seen_at__gt=from_now(-self.ttl)).values_list("worker_id", flat=True))
 
+    def dead(self) -> QuerySet[Worker]:
+        """Return the rows of other workers of this service and role not seen for half of a lease's time."""
+        return self._workers().filter(seen_at__lt=from_now(-self.ttl / 2)).exclude(pk=self.worker_id)
+
     def leave(self) -> None:
         """Take the row away."""
         Worker.objects.using(self.using).filter(pk=self.worker_id).delete()
+
+    def _forget_dead(self) -> None:
+        held_nothing = Q(seen_at__lt=from_now(-_FORGET_WORKERS_AFTER), partitions="")
+        self._workers().filter(held_nothing | Q(seen_at__lt=from_now(-_FORGET_HOLDERS_AFTER))).delete()
 
     def _workers(self) -> QuerySet[Worker]:
         return Worker.objects.using(self.using).filter(service=self.service, role=self.role)
@@ -98,6 +116,8 @@ class ShardLeases:
         self.presence = presence
         self.switches = Switches()
         self.held: frozenset[int] = frozenset()
+        self.assignments: dict[int, int] = {}
+        """The shards of ``held``, each with the number of its assignment: a lease taken anew has a new one."""
         self._known: frozenset[int] | None = None
         """What the database says that it holds, unless a refresh or the database itself failed since."""
         self._heartbeat_s = heartbeat.total_seconds()
@@ -118,6 +138,8 @@ class ShardLeases:
         # Others can only take away: as many as before are the same ones. Unknown until this has come to its end.
         known, self._known = self._known, None
         held = known if known is not None and renewed == len(known) else self._held()
+        # What was lost since may be taken again below, from somebody else's hands.
+        self.assignments = {shard: number for shard, number in self.assignments.items() if shard in held}
         share = fair_share(self.presence.worker_id, self.presence.alive())
         if len(held) > share:
             surplus = sorted(held)[share:]
@@ -126,6 +148,7 @@ class ShardLeases:
         elif len(held) < share:
             held = self._take(share - len(held))
         self.held = self._known = held
+        self.assignments = {shard: self.assignments.get(shard) or next(assignment_numbers) for shard in sorted(held)}
         self._refreshed_at = asked_at
         return held
 
@@ -133,12 +156,12 @@ class ShardLeases:
         """Give everything back, so that others need not wait for the expiry."""
         self._leases().filter(owner=self.presence.worker_id).update(owner="", expires_at=UtcNow())
         self.presence.leave()
-        self.held = frozenset()
+        self.held, self.assignments = frozenset(), {}
         self._known = self._refreshed_at = None
 
     def forget(self) -> None:
         """Hold nothing until the next refresh: while the database was away, the leases may have run out."""
-        self.held = frozenset()
+        self.held, self.assignments = frozenset(), {}
         self._known = self._refreshed_at = None
 
     def _take(self, count: int) -> frozenset[int]:

@@ -15,7 +15,7 @@ shared columns only is valid, and is relayed.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from django.db import models
 
@@ -24,6 +24,8 @@ from outbox.exceptions import ConfigurationError
 from outbox.fields import KeyField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
 from outbox.routes import ServiceRoute
+
+WORKER_PARTITIONS_MAX_LENGTH: Final = 2000
 
 
 def service_route(service: str) -> ServiceRoute:
@@ -135,6 +137,11 @@ class Worker(models.Model):
     pid = models.IntegerField()
     started_at = models.DateTimeField(db_default=UtcNow())
     seen_at = models.DateTimeField(db_default=UtcNow())
+    partitions = models.CharField(
+        max_length=WORKER_PARTITIONS_MAX_LENGTH,
+        db_default="",
+        help_text="Partitions, or shards of the table broker, that a consumer holds or did when it died: 0-3,7",
+    )
 
     class Meta:
         db_table = "outbox_workers"

@@ -134,11 +134,11 @@ class OutboxRepository:
         """Send ``published`` rows again whose records are lost, as somebody knows who received what lay behind them."""
         return self._move(lifecycle.REDELIVER, ids, f"next_retry_at = {self._sql.now}", skip_locked=True)
 
-    def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str]]:
-        """Return (id, event type, key) of rows that wait for their consumer, in id order: the table as a queue."""
+    def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str, int]]:
+        """Return (id, event type, key, shard) of rows that wait for their consumer, in id order: a table as a queue."""
         waiting, parameters = self._searches.waiting(shards, limit)
         found = self._fetch(
-            "SELECT m.id, m.event_type, m.message_key"
+            "SELECT m.id, m.event_type, m.message_key, m.shard"
             f" FROM ({waiting}) waiting JOIN {self._table} m ON m.id = waiting.id",
             parameters,
         )

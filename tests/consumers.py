@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -27,6 +27,8 @@ class Scripted:
         self.script = list(script)
         self.commits = commit or []
         self.committed: list[IncomingRecord] = []
+        self.handed_back: list[IncomingRecord] = []
+        self.assignments: Mapping[int, int] = {0: 1}
         self.closed = False
 
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
@@ -40,6 +42,9 @@ class Scripted:
         if error is not None:
             raise error
         self.committed += records
+
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        self.handed_back += records
 
     def close(self) -> None:
         self.closed = True

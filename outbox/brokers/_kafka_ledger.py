@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from outbox.brokers.base import IncomingRecord
+from outbox.brokers.base import IncomingRecord, assignment_numbers
 
 _RECORD_OVERHEAD_BYTES = 200
 """A guess at what a record costs beside its value, so that many small ones count too."""
@@ -26,16 +26,14 @@ _RECORD_OVERHEAD_BYTES = 200
 class _Tenure:
     """A partition while it belongs to this member; offsets are those of records."""
 
+    number: int
     first_taken: int = -1
     last_taken: int = -1
     done: int = -1
     committed: int = -1
     is_leaving: bool = False
-
-    @property
-    def in_hand(self) -> bool:
-        """The caller has records that are not committed."""
-        return self.last_taken > self.committed
+    uncommitted: set[int] = field(default_factory=set)
+    """What the caller has and is to commit."""
 
     @property
     def owed(self) -> bool:
@@ -58,10 +56,15 @@ class Ledger:
     def partitions(self) -> frozenset[int]:
         return frozenset(self._tenures)
 
+    @property
+    def assignments(self) -> dict[int, int]:
+        """The number of the assignment by partition, without those that are leaving."""
+        return {partition: tenure.number for partition, tenure in self._tenures.items() if not tenure.is_leaving}
+
     def begin(self, partitions: Iterable[int]) -> None:
         """Note that ``partitions`` belong to this member from now on."""
         for partition in partitions:
-            self._tenures[partition] = _Tenure()
+            self._tenures[partition] = _Tenure(next(assignment_numbers))
 
     def begin_leaving(self, partitions: Iterable[int]) -> None:
         """Drop what was read ahead of ``partitions``; commits of what the caller has in hand still count."""
@@ -71,11 +74,11 @@ class Ledger:
         self._forget_ahead(leaving)
 
     def in_hand(self, partitions: Iterable[int]) -> list[int]:
-        """Return those of ``partitions`` of which the caller has records that are not committed."""
+        """Return those of ``partitions`` of which the caller has records that it is to commit."""
         return sorted(
             partition
             for partition in partitions
-            if (tenure := self._tenures.get(partition)) is not None and tenure.in_hand
+            if (tenure := self._tenures.get(partition)) is not None and tenure.uncommitted
         )
 
     def end(self, partitions: Iterable[int]) -> None:
@@ -113,11 +116,19 @@ class Ledger:
             self._ahead_bytes -= _size(record)
             tenure = self._tenures[record.partition]
             if record.offset <= tenure.last_taken:  # the topic was made anew, or its end was cut off
-                tenure = self._tenures[record.partition] = _Tenure(is_leaving=tenure.is_leaving)
+                tenure = self._tenures[record.partition] = _Tenure(tenure.number, is_leaving=tenure.is_leaving)
             if tenure.first_taken < 0:
                 tenure.first_taken = record.offset
             tenure.last_taken = record.offset
+            tenure.uncommitted.add(record.offset)
         return taken
+
+    def hand_back(self, records: Iterable[IncomingRecord]) -> None:
+        """Note that the caller will not finish ``records``: their partition need not wait for them."""
+        for record in records:
+            tenure = self._tenures.get(record.partition)
+            if tenure is not None:
+                tenure.uncommitted.discard(record.offset)
 
     # --- offsets -------------------------------------------------------------------------------------------------
 
@@ -139,6 +150,7 @@ class Ledger:
             tenure = self._tenures.get(partition)
             if tenure is not None:
                 tenure.committed = max(tenure.committed, offset - 1)
+                tenure.uncommitted = {each for each in tenure.uncommitted if each > tenure.committed}
 
     def _forget_ahead(self, partitions: set[int]) -> None:
         self._ahead = deque(record for record in self._ahead if record.partition not in partitions)

@@ -87,6 +87,11 @@ class KafkaSubscription:
 
     # --- the caller's side ---------------------------------------------------------------------------------------
 
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        with self._changed:
+            return self._ledger.assignments
+
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
         with self._changed:
             self._changed.wait_for(lambda: self._ledger.ahead or self._outage or self._is_over, timeout.total_seconds())
@@ -109,6 +114,10 @@ class KafkaSubscription:
             with self._changed:
                 self._commit_failed = True  # the poll thread makes up for it
             raise
+
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        with self._changed:
+            self._ledger.hand_back(records)
 
     def close(self) -> None:
         with self._changed:

@@ -7,15 +7,19 @@ A broker carries records; it never reads or writes outbox rows. All blocking cal
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
 from outbox.envelope import Headers
 from outbox.routes import ServiceRoute
+
+assignment_numbers: Final[Iterator[int]] = itertools.count(1)
+"""One for each time that a partition comes to a member, whichever subscription of this process it is."""
 
 
 class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
@@ -95,6 +99,14 @@ class Producer(Protocol):
 class Subscription(Protocol):
     """One member of a service's consumer group. Used by one thread."""
 
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        """Return the member's partitions, as of the last ``receive`` or later, each with the number of its assignment.
+
+        The number grows each time the partition comes to this member anew. A partition that is leaving is not in it.
+        """
+        ...
+
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
         """Return the next records in order per partition, or none after ``timeout``.
 
@@ -111,6 +123,14 @@ class Subscription(Protocol):
         Records of a partition that was taken away meanwhile are passed over: its new owner gets them again.
 
         :raises BrokerUnavailableError: not committed; the records may come again.
+        """
+        ...
+
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        """Say that the caller will not finish ``records``: their partition need not wait for them when it leaves.
+
+        They stay uncommitted, and come again to its next owner; to this member they do not, while the partition stays.
+        A commit of them, or of any behind them, still counts.
         """
         ...
 

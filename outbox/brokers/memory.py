@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -21,6 +21,7 @@ from outbox.brokers.base import (
     Refusal,
     SendReport,
     TopicState,
+    assignment_numbers,
 )
 from outbox.envelope import Headers
 from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError, LostSubscriptionError
@@ -231,8 +232,16 @@ class MemorySubscription:
     def __init__(self, broker: MemoryBroker, route: ServiceRoute) -> None:
         self._broker, self._route = broker, route
         self._next: dict[int, int] = {}
+        self._assignments: dict[int, int] = {}
+        self._uncommitted: dict[int, set[int]] = {}
+        """Offsets by partition that the caller has and is to commit."""
         self._closed = False
         self._group.members.append(self)
+
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        with self._broker.changed:
+            return {} if self._closed else {partition: self._assignments[partition] for partition in self._mine()}
 
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
         with self._broker.changed:
@@ -245,6 +254,7 @@ class MemorySubscription:
                 start = self._next[partition]
                 found = log[start : start + max_records - len(taken)]
                 self._next[partition] = start + len(found)
+                self._uncommitted[partition].update(record.offset for record in found)
                 taken += found
             return taken
 
@@ -257,7 +267,15 @@ class MemorySubscription:
                 is_mine = group.owners.get(record.partition) is self
                 if is_mine and record.offset < self._next[record.partition]:
                     before = group.committed.get(record.partition, 0)
-                    group.committed[record.partition] = max(before, record.offset + 1)
+                    committed = group.committed[record.partition] = max(before, record.offset + 1)
+                    left = {offset for offset in self._uncommitted[record.partition] if offset >= committed}
+                    self._uncommitted[record.partition] = left
+            self._broker.changed.notify_all()
+
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        with self._broker.changed:
+            for record in records:
+                self._uncommitted.get(record.partition, set()).discard(record.offset)
             self._broker.changed.notify_all()
 
     def close(self) -> None:
@@ -284,7 +302,7 @@ class MemorySubscription:
         return any(self._next[partition] < len(logs[partition]) for partition in self._mine())
 
     def _mine(self) -> Iterable[int]:
-        """Return the partitions that this member reads now, after taking over and handing over what is due."""
+        """Return the partitions that this member reads on, after taking over and handing over what is due."""
         group = self._group
         for partition in range(len(self._broker.topic_of(self._route.topic).partitions)):
             due = group.members[partition % len(group.members)]
@@ -292,12 +310,21 @@ class MemorySubscription:
             if owner is due or (owner is not None and owner._has_in_hand(partition)):  # noqa: SLF001 - same class
                 continue
             group.owners[partition] = due
-            due._next[partition] = group.committed.get(partition, 0)  # noqa: SLF001
+            due._begin(partition, group.committed.get(partition, 0))  # noqa: SLF001
             self._broker.changed.notify_all()
-        return [partition for partition, owner in group.owners.items() if owner is self]
+        return [
+            partition
+            for partition, owner in group.owners.items()
+            if owner is self and group.members[partition % len(group.members)] is self
+        ]
+
+    def _begin(self, partition: int, offset: int) -> None:
+        self._next[partition] = offset
+        self._assignments[partition] = next(assignment_numbers)
+        self._uncommitted[partition] = set()
 
     def _has_in_hand(self, partition: int) -> bool:
-        return self._next[partition] > self._group.committed.get(partition, 0)
+        return bool(self._uncommitted[partition])
 
 
 def _partition_of(key: bytes, partitions: int) -> int:

@@ -7,7 +7,7 @@ the layer above gives it, and never writes one.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol
@@ -37,8 +37,13 @@ _NULL = msgspec.Raw(b"null")
 class PublishedRows(Protocol):
     """The published rows of one service that this member of its group is to read."""
 
-    def fetch(self, limit: int) -> list[tuple[int, str, str]]:
-        """Return (id, event type, key) in id order; the same rows again until their consumer has moved them."""
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        """Return the shards that this member reads, each with the number of its assignment."""
+        ...
+
+    def fetch(self, limit: int) -> list[tuple[int, str, str, int]]:
+        """Return (id, event type, key, shard) in id order; the same again until their consumer has moved them."""
         ...
 
     def close(self) -> None:
@@ -73,12 +78,16 @@ class TableProducer:
 
 
 class TableSubscription:
-    """Polls the published rows of the shards that this member leases."""
+    """Polls the published rows of the shards that this member leases: a record's partition is its row's shard."""
 
     def __init__(self, route: ServiceRoute, rows: PublishedRows) -> None:
         self._route = route
         self._rows = rows
         self._closed = False
+
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        return {} if self._closed else self._rows.assignments
 
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
         deadline = time.monotonic() + timeout.total_seconds()
@@ -96,16 +105,19 @@ class TableSubscription:
     def commit(self, records: Sequence[IncomingRecord]) -> None:
         """Hold nothing: a row that is done is not ``published`` any more."""
 
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        """Hold nothing: a shard waits for nobody when it leaves."""
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._rows.close()
 
-    def _record(self, outbox_id: int, event_type: str, key: str) -> IncomingRecord:
+    def _record(self, outbox_id: int, event_type: str, key: str, shard: int) -> IncomingRecord:
         pointer = Envelope(event_id="", event_type=event_type, event_version="", aggregate_id="", payload=_NULL)
         return IncomingRecord(
             topic=self._route.topic,
-            partition=0,
+            partition=shard,
             offset=outbox_id,
             key=key.encode(),
             value=encode_message(pointer, outbox_id=outbox_id, service=self._route.service, by_reference=True),

@@ -7,7 +7,7 @@ consumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -141,12 +141,19 @@ class _Consuming:
     def __init__(self, real: Subscription, repository: OutboxRepository) -> None:
         self._real, self._repository = real, repository
 
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        return self._real.assignments
+
     def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
         return self._real.receive(max_records=max_records, timeout=timeout)
 
     def commit(self, records: Sequence[IncomingRecord]) -> None:
         self._repository.mark_consumed(ids(records))
         self._real.commit(records)
+
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        self._real.hand_back(records)
 
     def close(self) -> None:
         self._real.close()

@@ -146,9 +146,10 @@ def test_published_rows_are_a_queue_in_the_order_of_their_ids(alias: str) -> Non
     published_row(alias, ago=HOUR, event_type="memory.extract.requested")
     row(alias)
 
-    assert repository.published(shards=None, limit=10) == [(first, NOTE, "a"), (second, NOTE, "b")]
-    assert repository.published(shards=None, limit=1) == [(second, NOTE, "b")], "the longest waiting first"
-    assert repository.published(shards=set(), limit=10) == []
     shard = get(alias, first).shard
-    assert (first, NOTE, "a") in repository.published(shards={shard}, limit=10)
-    assert (first, NOTE, "a") not in repository.published(shards=set(range(SHARD_COUNT)) - {shard}, limit=10)
+    of_first, of_second = (first, NOTE, "a", shard), (second, NOTE, "b", get(alias, second).shard)
+    assert repository.published(shards=None, limit=10) == [of_first, of_second]
+    assert repository.published(shards=None, limit=1) == [of_second], "the longest waiting first"
+    assert repository.published(shards=set(), limit=10) == []
+    assert of_first in repository.published(shards={shard}, limit=10)
+    assert of_first not in repository.published(shards=set(range(SHARD_COUNT)) - {shard}, limit=10)

@@ -206,7 +206,7 @@ class RepositoryMachine(RuleBasedStateMachine):
     @rule(shards=shard_sets, limit=limits)
     def look_at_published(self, shards: str, limit: int) -> None:
         waiting = self.model.in_order(self.model.own_in(shards, Status.PUBLISHED))[:limit]
-        expected = sorted((row["id"], row["event_type"], row["message_key"]) for row in waiting)
+        expected = sorted((row["id"], row["event_type"], row["message_key"], row["shard"]) for row in waiting)
         assert self.repository.published(shards=SHARDS[shards], limit=limit) == expected
 
     # --- consumers -----------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ writes ``held-<point>`` and stays there until the first file is gone.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,13 @@ class _Subscription:
     def commit(self, records: Sequence[IncomingRecord]) -> None:
         hold("offsets")
         self._inner.commit(records)
+
+    @property
+    def assignments(self) -> Mapping[int, int]:
+        return self._inner.assignments
+
+    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
+        self._inner.hand_back(records)
 
     def close(self) -> None:
         self._inner.close()
