@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from django.db import connections
 
 from outbox.repository import OutboxRepository
+from outbox.sessions import close_if_idle
 
 _LEAVE_TIMEOUT_S: Final = 10.0
 
@@ -51,12 +52,12 @@ class OtherHands:
     """Threads beside the caller's do it, on connections of their own: the caller sends meanwhile.
 
     ``threads`` pieces at a time at the most; with one more the caller waits. A thread and its connection come into
-    being when there is work for it.
+    being when there is work for it; ``prepare`` is the first thing that it does.
     """
 
-    def __init__(self, name: str, *, threads: int = 2) -> None:
+    def __init__(self, name: str, *, threads: int = 2, prepare: Callable[[], None] = lambda: None) -> None:
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=prepare)
         self._begun: deque[Future[None]] = deque()
 
     def begin(self, work: Callable[[], None]) -> None:
@@ -86,6 +87,7 @@ class OtherHands:
 
 def _do(work: Callable[[], None]) -> None:
     try:
+        close_if_idle()
         work()
     except Exception:
         connections.close_all()  # this thread's; should the database be away, the next piece connects anew

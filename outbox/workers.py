@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from django.db import connections
 
@@ -18,7 +18,7 @@ from outbox.brokers import load_backend
 from outbox.brokers.base import Broker, TopicState
 from outbox.brokers.table import TableBroker
 from outbox.catalog import relay_hints, repository_of, route_registry, wake_up_place
-from outbox.conf import OutboxSettings, outbox_settings
+from outbox.conf import OutboxSettings, RelayOptions, outbox_settings
 from outbox.consumer import Consumer
 from outbox.contracts import contracts
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError
@@ -32,10 +32,16 @@ from outbox.policies import EventPolicies
 from outbox.rejections import RejectionStore
 from outbox.relay import Relay, RelayTotals
 from outbox.routes import ServiceRoute
+from outbox.sessions import bound_sessions, worker_session
 from outbox.shutdown import StopFlag
 from outbox.wakeups import open_wake_ups
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONSUMER_IDLE: Final = timedelta(minutes=10)
+"""For how long a consumer's session may say nothing: longer than any handler may take without its database."""
 
 
 def routes_of(services: Sequence[str]) -> list[ServiceRoute]:
@@ -128,7 +134,12 @@ def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
 def run_relays(routes: Sequence[ServiceRoute], broker: Broker, stop: StopFlag, *, once: bool) -> dict[str, RelayTotals]:
     """Run the relay of each route on a thread of its own: a slow or broken service holds up no other."""
     relays = {route.service: build_relay(route, broker) for route in routes}
-    return _run_together({service: _bound(relay.run, stop, once=once) for service, relay in relays.items()}, stop)
+    idle = _relay_idle(outbox_settings().relay)
+    runs = {
+        route.service: _in_session(route.database, idle, _bound(relays[route.service].run, stop, once=once))
+        for route in routes
+    }
+    return _run_together(runs, stop)
 
 
 def run_consumers(
@@ -143,9 +154,8 @@ def run_consumers(
     runs: dict[str, Callable[[], ConsumerTotals]] = {}
     for route in routes:
         is_drained = _bound(topic_is_drained, route, broker) if once else None
-        runs[route.service] = _bound(
-            build_consumer(route, broker).run, stop, max_events=max_events, is_drained=is_drained
-        )
+        run = _bound(build_consumer(route, broker).run, stop, max_events=max_events, is_drained=is_drained)
+        runs[route.service] = _in_session(route.database, _CONSUMER_IDLE, run)
     return _run_together(runs, stop)
 
 
@@ -191,7 +201,29 @@ def wait_for_topics(
 
 
 def _hand_for(route: ServiceRoute) -> Hand:
-    return OwnHand() if connections[route.database].vendor == "sqlite" else OtherHands(f"outbox-{route.service}-marks")
+    if connections[route.database].vendor == "sqlite":
+        return OwnHand()
+    bound = _bound(bound_sessions, route.database, idle=_relay_idle(outbox_settings().relay))
+    return OtherHands(f"outbox-{route.service}-marks", prepare=bound)
+
+
+def _relay_idle(options: RelayOptions) -> timedelta:
+    """Return for how long a relay's session may say nothing: twice the longest pause or wait for the broker, and some.
+
+    It is 70 s by default.
+    """
+    longest_s = max(options.send_timeout_seconds, options.max_poll_interval_ms / 1000)
+    return timedelta(seconds=2 * longest_s + 10)
+
+
+def _in_session(using: str, idle: timedelta, run: Callable[[], T]) -> Callable[[], T]:
+    """Return ``run`` within bounds on the thread's database sessions."""
+
+    def run_bounded() -> T:
+        with worker_session(using, idle=idle):
+            return run()
+
+    return run_bounded
 
 
 def _presence(route: ServiceRoute, role: str, worker_id: str, configured: OutboxSettings) -> Presence:
