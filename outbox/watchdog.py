@@ -56,7 +56,17 @@ class _Interrupt(BaseException):
 class _Call:
     """A call of a handler, and the one around it on the same thread."""
 
-    __slots__ = ("databases", "deadline", "depths", "fired_at", "is_late", "limit_s", "name", "on_hung", "outer")
+    __slots__ = (
+        "databases",
+        "deadline",
+        "depths",
+        "is_interrupted",
+        "late_since",
+        "limit_s",
+        "name",
+        "on_hung",
+        "outer",
+    )
     outer: _Call | None
     deadline: float
     limit_s: float
@@ -74,8 +84,8 @@ class _Call:
         self.deadline, self.limit_s, self.name, self.on_hung = deadline, limit_s, name, on_hung
         self.databases = slot.databases
         self.depths = [len(each.atomic_blocks) for each in slot.databases]
-        self.fired_at: float | None = None
-        self.is_late = False
+        self.is_interrupted = False
+        self.late_since: float | None = None
 
     def and_outer(self) -> Iterator[_Call]:
         """Return this call and those around it."""
@@ -102,7 +112,7 @@ class _Slot:
         """Make the call around ``call`` the one at work; from then on nothing is raised for ``call``."""
         with self.mutex:
             self.work = call.outer
-            if call.fired_at is not None:
+            if call.is_interrupted:
                 _set_async_exc(self.ident, _NOTHING)
 
     def end_again(self, call: _Call) -> None:
@@ -175,11 +185,11 @@ class Watchdog:
                 slot.end(call)
         except BaseException as error:
             slot.end_again(call)
-            if not call.is_late:
+            if call.late_since is None:
                 raise
             caught = error
         else:
-            if not call.is_late:
+            if call.late_since is None:
                 return result
         try:
             raise self._late(slot, call, caught)
@@ -247,21 +257,23 @@ class Watchdog:
             call, now = slot.work, self._clock()
             if call is None or now < call.deadline:
                 return
-            if any(each.fired_at is not None and now >= each.fired_at + self._grace_s for each in call.and_outer()):
+            if any(now >= each.late_since + self._grace_s for each in call.and_outer() if each.late_since is not None):
                 self._give_up(slot, call)
-            elif call.fired_at is None:
-                self._interrupt(slot, call, now)
+            elif not call.is_interrupted:
+                self._interrupt(slot, call)
         finally:
             slot.mutex.release()
 
-    def _interrupt(self, slot: _Slot, call: _Call, now: float) -> None:
-        for each in call.and_outer():
-            each.is_late = each.is_late or now >= each.deadline
+    def _interrupt(self, slot: _Slot, call: _Call) -> None:
         text = "handler exceeded its time limit, interrupting: %s, %g s"
         run_bounded([partial(logger.warning, text, call.name, call.limit_s)], timeout_s=0.0)
         ends = [end for end in map(end_of_session, slot.databases) if end]
         run_bounded(ends, timeout_s=min(self._grace_s, _END_SESSIONS_S))
-        call.fired_at = self._clock()
+        now = self._clock()
+        for each in call.and_outer():  # those around it lose their connections as well
+            if each.late_since is None and now >= each.deadline:
+                each.late_since = now
+        call.is_interrupted = True
         _set_async_exc(slot.ident, _Interrupt)
 
     def _give_up(self, slot: _Slot, call: _Call) -> None:
