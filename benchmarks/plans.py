@@ -128,8 +128,10 @@ def _ids(route: ServiceRoute, status: str, count: int) -> list[int]:
 
 
 def _plan(alias: str, sql: str, parameters: Any) -> list[dict[str, Any]]:
+    # MySQL 9 answers as a tree unless it is asked for rows.
+    form = "FORMAT=TRADITIONAL " if connections[alias].vendor == "mysql" else ""
     with connections[alias].cursor() as cursor:
-        cursor.execute(f"EXPLAIN {sql}", parameters)
+        cursor.execute(f"EXPLAIN {form}{sql}", parameters)
         names = [column[0] for column in cursor.description or ()]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
