@@ -12,7 +12,7 @@ from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.brokers.base import IncomingRecord
 from outbox.conf import ConsumerOptions
-from outbox.database_errors import ErrorKind, is_lock_wait, kind_of
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import LostRowError, UndoneEffectsError
 from outbox.heartbeat import Witness
 from outbox.isolation import CallFailedError, Deliveries, HandlerCalls, LockBudget
@@ -166,7 +166,9 @@ class BatchTransaction:
 
     def _lock(self) -> dict[int, Locked]:
         ids = {row_id for row_id, _ in self.messages}
-        found = {row.id: row for row in self.tools.repository.lock(list(ids), max_length=self.tools.options.batch_bytes)}
+        found = {
+            row.id: row for row in self.tools.repository.lock(list(ids), max_length=self.tools.options.batch_bytes)
+        }
         if len(found) < len(ids):
             self._set_locked_aside(ids - found.keys(), found)
         return found

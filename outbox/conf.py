@@ -79,6 +79,12 @@ class ConsumerOptions(_Options, frozen=True):
     """Longest such pause."""
     topic_timeout_seconds: PositiveSeconds = 30.0
     """How long a worker waits for its topic at start."""
+    handler_time_limit_seconds: PositiveSeconds = 60.0
+    """How long one call of a handler may take, unless its event type says otherwise."""
+    hung_handler_grace_seconds: PositiveSeconds = 10.0
+    """How long a handler that was interrupted may take to end, before its process is ended."""
+    transaction_seconds: PositiveSeconds = 5.0
+    """What has not begun by then belongs to the next transaction."""
 
 
 class LeaseOptions(_Options, frozen=True):

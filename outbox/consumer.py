@@ -17,7 +17,7 @@ from outbox.handling import BatchHandling
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.held import HeldRecords
 from outbox.leases import Switches
-from outbox.outage import ConnectionBackoff
+from outbox.outage import OutageWatch
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
 from outbox.sessions import close_if_idle
@@ -54,7 +54,7 @@ class Consumer:
         self._held = HeldRecords(limit=_HELD_BATCHES * options.batch_size, clock=clock)
         self._in_hand: list[IncomingRecord] = []
         """Received and not brought to an end: an outage came in between."""
-        self._backoff = ConnectionBackoff(route.service, "consumer")
+        self._backoff = OutageWatch(route.service, "consumer")
 
     @property
     def totals(self) -> ConsumerTotals:
@@ -90,7 +90,7 @@ class Consumer:
                 except Exception as error:
                     pause = self._wait_out(error, has_end=max_events is not None or is_drained is not None)
                 else:
-                    self._backoff.record_success()
+                    self._backoff.over()
                     if self._switches.consumer_paused:
                         pause = timedelta(milliseconds=self._options.poll_interval_ms)
                     elif not worked:
@@ -167,16 +167,16 @@ class Consumer:
         :raises Exception: ``error`` itself, where nobody would wait for its end.
         """
         if isinstance(error, BrokerUnavailableError):
-            return self._backoff.record_failure("broker", error)
+            return self._backoff.failed("broker", error)
         if isinstance(error, LostSubscriptionError):
             self._unsubscribe()
-            return self._backoff.record_failure("subscription", error)
+            return self._backoff.failed("subscription", error)
         kind = kind_of(error, self._route.database) if isinstance(error, (DatabaseError, InterfaceError)) else None
         if kind in (None, ErrorKind.PERMANENT) and has_end:
             raise error
         connections[self._route.database].close()
         what = "database" if kind not in (None, ErrorKind.PERMANENT) else "worker"
-        return self._backoff.record_failure(what, error)
+        return self._backoff.failed(what, error)
 
     def _open(self) -> Subscription:
         if self._subscription is None:

@@ -26,7 +26,7 @@ from outbox.contracts import ContractRegistry
 from outbox.database_errors import ErrorKind
 from outbox.exceptions import ConnectionLostError, HandlerTimeoutError, LostRowError
 from outbox.handlers import HandlerRegistry
-from outbox.heartbeat import NoWitness, Witness
+from outbox.heartbeat import NullHeartbeat, Witness
 from outbox.isolation import CallFailedError, Deliveries, LockBudget
 from outbox.outcomes import ConsumerTotals, News, Outcome, Portion, Way
 from outbox.reading import RowReader
@@ -59,8 +59,8 @@ class BatchHandling:
     ``rand`` gives the random share of a back-off, in [0, 1). ``retry_policy`` gives the back-off of an event
     type, ``parks_key`` whether its death holds back its key, ``time_limit`` how long a call of its handler may take.
     ``witness`` says whether a lost connection was the database's doing. An event for which others wait is sent again
-    when it was sent ``redeliver_after`` ago and has not come. ``wake_relays`` is called when rows became due.
-    ``clock`` gives monotonic seconds.
+    when it was sent ``redeliver_after`` ago and has not come. ``wake_relays`` is called when rows became due,
+    ``on_hung_noted`` when an event was charged whose handler does not return. ``clock`` gives monotonic seconds.
     """
 
     def __init__(
@@ -77,6 +77,7 @@ class BatchHandling:
         rand: Callable[[], float],
         watchdog: Watchdog,
         witness: Witness | None = None,
+        on_hung_noted: Callable[[], None] = lambda: None,
         redeliver_after: timedelta | None = None,
         wake_relays: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = monotonic,
@@ -86,6 +87,7 @@ class BatchHandling:
         self._repository = repository
         self._using = repository.route.database
         self._wake_relays = wake_relays
+        self._on_hung_noted = on_hung_noted
         self._waiting = WaitingEvents()
         self._settling = Settling(
             repository,
@@ -107,7 +109,7 @@ class BatchHandling:
             parks_key=parks_key,
             watchdog=watchdog,
             time_limit=time_limit,
-            witness=witness or NoWitness(),
+            witness=witness or NullHeartbeat(),
             clock=clock,
             back_off=self._settling.back_off,
         )
@@ -180,7 +182,6 @@ class BatchHandling:
             announced = self._announced if portion.way is Way.ALONE else None
             current = BatchTransaction(self._tools, portion, locks, announced, is_young, self._note_hung)
             self._current = current
-            failed: TransactionFailedError | None = None
             try:
                 outcome = current.run()
             except TooMuchAtOnce:

@@ -34,7 +34,9 @@ def _guarded(
             watchdog.call(lambda _: hook(), None, limit_s=limit_s, using=using, name=name)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # noqa: BLE001 - somebody else's code, after the commit
-            logger.error("on_commit hook failed, its event is consumed: event_type=%s hook=%r", name, hook, exc_info=error)
+        except BaseException as error:
+            logger.error(
+                "on_commit hook failed, its event is consumed: event_type=%s hook=%r", name, hook, exc_info=error
+            )
 
     return run

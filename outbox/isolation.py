@@ -25,7 +25,7 @@ from typing import Any, Final
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.database_errors import ErrorKind, is_lock_wait, kind_of
+from outbox.database_errors import ErrorKind, classify, is_lock_wait, kind_of
 from outbox.exceptions import (
     ClosedConnectionError,
     FailedDeliveries,
@@ -105,7 +105,8 @@ class HandlerCalls:
     """The handlers' part of one transaction, which is open on ``using``.
 
     ``time_limit`` gives that of an event type, ``budget`` is what the transaction may take before its last call begins.
-    ``guards_hooks``: the transaction is the outermost, so ``on_commit`` hooks run behind its commit. ``on_hung`` is told, on another thread, that a call does not return though it was interrupted: the process ends.
+    ``guards_hooks``: the transaction is the outermost, so ``on_commit`` hooks run behind its commit. ``on_hung`` is
+    told, on another thread, that a call does not return though it was interrupted: the process ends.
     """
 
     def __init__(
@@ -174,7 +175,7 @@ class HandlerCalls:
         while parts:
             handler, deliveries, is_bisected = parts.popleft()
             ran.behind += [each for each in deliveries if each.message_key in failed_keys]
-            part = [each for each in deliveries if each.message_key not in failed_keys]
+            part: Deliveries = [each for each in deliveries if each.message_key not in failed_keys]
             if not part:
                 continue
             if self._locks.is_used_up:
@@ -188,7 +189,7 @@ class HandlerCalls:
                     parts.extendleft(reversed([(handler, each, True) for each in self._sort(error, ran, failed_keys)]))
         return ran
 
-    def _sort(self, failed: CallFailedError, ran: Ran, failed_keys: set[str]) -> list[Deliveries]:
+    def _sort(self, failed: CallFailedError, ran: Ran, failed_keys: set[str]) -> Sequence[Deliveries]:
         """Note by whom a call failed; return the parts of it that are to be called next."""
         if not failed.named:
             return _halves(failed.deliveries)
@@ -282,9 +283,9 @@ class HandlerCalls:
             error = ClosedConnectionError()  # what it comes from looks like an outage, and is none
         kind, behind = self._kind_behind(error)
         vendor = self._connection.vendor
-        return CallFailedError(
-            deliveries, error, kind, is_lock_wait=behind is not None and is_lock_wait(behind, vendor)
-        )
+        # SQLite's lock is on the whole database: no event is in its way more than another.
+        waited = behind is not None and vendor != "sqlite" and is_lock_wait(behind, vendor)
+        return CallFailedError(deliveries, error, kind, is_lock_wait=waited)
 
     def _kind_behind(self, error: BaseException) -> tuple[ErrorKind, BaseException | None]:
         """Return what to do about ``error``, and the error of our database that it was raised from.
@@ -300,14 +301,20 @@ class HandlerCalls:
             if isinstance(at, UndoneEffectsError) and at.cause is not None:
                 return kind_of(at.cause, self._using), at.cause
             if isinstance(at, (DatabaseError, InterfaceError)):
-                if any(each is at for each in self._watch.errors):
-                    return kind_of(at, self._using), at
-                if self._connection.connection is not None and not self._connection.is_usable():
-                    return ErrorKind.DISCONNECTED, at
-                return ErrorKind.PERMANENT, None
+                return self._kind_of_database_error(at), at
             seen.add(id(at))
             at = at.__cause__
         return ErrorKind.PERMANENT, None
+
+    def _kind_of_database_error(self, error: BaseException) -> ErrorKind:
+        if any(each is error for each in self._watch.errors):
+            return kind_of(error, self._using)
+        # Of another database, or of a driver's cursor that the watch does not see. A conflict costs nothing at first,
+        # wherever it was; that a database is away does count only where it is ours.
+        if classify(error, self._connection.vendor) is ErrorKind.CONFLICT:
+            return ErrorKind.CONFLICT
+        is_lost = self._connection.connection is not None and not self._connection.is_usable()
+        return ErrorKind.DISCONNECTED if is_lost else ErrorKind.PERMANENT
 
     def _note_hung(self) -> None:
         self._on_hung(self._at_work)
@@ -350,4 +357,3 @@ def _each(deliveries: Deliveries) -> list[Deliveries]:
 def _halves(deliveries: Deliveries) -> list[Deliveries]:
     middle = len(deliveries) // 2
     return [deliveries[:middle], deliveries[middle:]]
-

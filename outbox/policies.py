@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from outbox.backoff import RetryPolicy
@@ -22,6 +23,10 @@ class EventPolicies:
         """Return how an event is retried."""
         contract = self._contract(event_type)
         return self.configured.retry_policy(event_type, contract.retry if contract else None)
+
+    def time_limit(self, event_type: str) -> timedelta:
+        """Return how long one call of an event's handler may take."""
+        return timedelta(seconds=self.configured.consumer.handler_time_limit_seconds)
 
     def parks_key(self, event_type: str) -> bool:
         """Say whether the death of an event holds back the later events of its key."""

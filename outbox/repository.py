@@ -164,7 +164,10 @@ class OutboxRepository:
             f" ORDER BY id{self._sql.skip_locked}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
-        return [Locked(*row[:7], bool(row[7]), *row[8:]) for row in found]
+        return [
+            Locked(*row[:7], bool(row[7]), row[8], row[9], row[10], row[11])  # type: ignore[call-arg]  # of a tuple
+            for row in found
+        ]
 
     def existing(self, ids: Collection[int]) -> dict[int, tuple[str, str]]:
         """Return (event type, key) of those of ``ids`` that have a row, by a plain read that waits for nobody."""

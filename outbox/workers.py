@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any, Final, TypeVar
 from django.db import connections
 
 from outbox import embedded
+from outbox.bounded import run_bounded
 from outbox.brokers import load_backend
 from outbox.brokers.base import Broker, TopicState
 from outbox.brokers.table import TableBroker
@@ -24,6 +26,7 @@ from outbox.contracts import contracts
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError
 from outbox.handlers import handlers
 from outbox.handling import BatchHandling
+from outbox.heartbeat import Heartbeat
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
 from outbox.marks import Hand, OtherHands, OwnHand
 from outbox.outage import OutageWatch
@@ -34,14 +37,16 @@ from outbox.relay import Relay, RelayTotals
 from outbox.routes import ServiceRoute
 from outbox.sessions import bound_sessions, worker_session
 from outbox.shutdown import StopFlag
+from outbox.takeovers import Takeovers
 from outbox.wakeups import open_wake_ups
+from outbox.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_CONSUMER_IDLE: Final = timedelta(minutes=10)
-"""For how long a consumer's session may say nothing: longer than any handler may take without its database."""
+_LET_GO_S: Final = 5.0
+"""How long a process that ends over a handler may take to say that its other consumers are not to blame."""
 
 
 def routes_of(services: Sequence[str]) -> list[ServiceRoute]:
@@ -99,11 +104,12 @@ def build_relay(route: ServiceRoute, broker: Broker, *, hand: Hand | None = None
     )
 
 
-def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
-    """Return the consumer of one service."""
+def build_consumer(route: ServiceRoute, broker: Broker, *, watchdog: Watchdog | None = None) -> Consumer:
+    """Return the consumer of one service; ``watchdog`` is that of the process."""
     configured = outbox_settings()
     worker_id = new_worker_id()
-
+    presence = _presence(route, CONSUMER, worker_id, configured)
+    heartbeat = Heartbeat(presence, interval=timedelta(seconds=configured.leases.heartbeat_seconds))
     policies = EventPolicies(contracts, configured)
     return Consumer(
         route=route,
@@ -115,18 +121,22 @@ def build_consumer(route: ServiceRoute, broker: Broker) -> Consumer:
             options=configured.consumer,
             retry_policy=policies.retry,
             parks_key=policies.parks_key,
+            time_limit=policies.time_limit,
             rand=random.random,
+            watchdog=watchdog or Watchdog(grace=_grace(configured)),
+            witness=heartbeat,
             redeliver_after=(
                 timedelta(seconds=configured.relay.redeliver_after_seconds)
                 if broker.capabilities.keeps_records
                 else None
             ),
             wake_relays=relay_hints().giver(route.service),
+            on_hung_noted=heartbeat.close,
         ),
         subscribe=lambda: broker.subscribe(route, client_id=_client_id(route, CONSUMER, worker_id)),
         options=configured.consumer,
-        presence=_presence(route, CONSUMER, worker_id, configured),
-        heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
+        heartbeat=heartbeat,
+        takeovers=Takeovers(presence, records=configured.consumer.batch_size),
         clock=time.monotonic,
     )
 
@@ -150,13 +160,42 @@ def run_consumers(
     once: bool = False,
     max_events: int | None = None,
 ) -> dict[str, ConsumerTotals]:
-    """Run the consumer of each route on a thread of its own."""
+    """Run the consumer of each route on a thread of its own.
+
+    A handler that does not return ends the process, with ``HUNG_EXIT_CODE``; what other services have at work is let go
+    before, as they are not to blame.
+    """
+    consumers: list[Consumer] = []
+
+    def end_process(code: int) -> None:
+        run_bounded([consumer.let_go for consumer in consumers], timeout_s=_LET_GO_S)
+        os._exit(code)
+
+    configured = outbox_settings()
+    watchdog = Watchdog(grace=_grace(configured), end_process=end_process)
     runs: dict[str, Callable[[], ConsumerTotals]] = {}
     for route in routes:
+        consumer = build_consumer(route, broker, watchdog=watchdog)
+        consumers.append(consumer)
         is_drained = _bound(topic_is_drained, route, broker) if once else None
-        run = _bound(build_consumer(route, broker).run, stop, max_events=max_events, is_drained=is_drained)
-        runs[route.service] = _in_session(route.database, _CONSUMER_IDLE, run)
-    return _run_together(runs, stop)
+        run = _bound(consumer.run, stop, max_events=max_events, is_drained=is_drained)
+        runs[route.service] = _in_session(route.database, _consumer_idle(route, configured), run)
+    try:
+        return _run_together(runs, stop)
+    finally:
+        watchdog.close()
+
+
+def _grace(configured: OutboxSettings) -> timedelta:
+    return timedelta(seconds=configured.consumer.hung_handler_grace_seconds)
+
+
+def _consumer_idle(route: ServiceRoute, configured: OutboxSettings) -> timedelta:
+    """Return for how long a consumer's session may say nothing: what its slowest handler may take, and its grace."""
+    policies = EventPolicies(contracts, configured)
+    limits = [policies.time_limit(contract.event_type) for contract in contracts.of_service(route.service)]
+    default = timedelta(seconds=configured.consumer.handler_time_limit_seconds)
+    return max([default, *limits]) + _grace(configured)
 
 
 def topic_is_drained(route: ServiceRoute, broker: Broker) -> bool:

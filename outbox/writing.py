@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from outbox.blame import failure_of
 from outbox.conf import ConsumerOptions
@@ -58,13 +58,16 @@ class PlanWriter:
         if self._redeliver_after is not None:
             outcome.redelivered = self._repository.redeliver_lost(lost_before(plan.wait, after=self._redeliver_after))
 
-    def defer_contended(self, deliveries: Sequence[Delivery[object]], outcome: Outcome) -> None:
+    def defer_contended(self, deliveries: Sequence[Delivery[Any]], outcome: Outcome) -> None:
         """Put those off for a moment whose turn did not come: others' locks had used up what their batch may wait."""
         if not deliveries:
             return
         now = self._repository.now()
         # Apart, so that they do not all come back in one batch, in the same order behind the same locks.
-        until = {now + timedelta(seconds=0.2 + self._rand() + 0.001 * n): [each.outbox_id] for n, each in enumerate(deliveries)}
+        until = {
+            now + timedelta(seconds=0.2 + self._rand() + 0.001 * place): [each.outbox_id]
+            for place, each in enumerate(deliveries)
+        }
         outcome.waited += self._repository.wait_each(until)
 
     def bury(self, burials: Iterable[Burial], outcome: Outcome) -> None:

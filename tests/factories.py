@@ -18,6 +18,7 @@ from outbox.conf import ConsumerOptions, RelayOptions
 from outbox.consumer import Consumer
 from outbox.envelope import Envelope, encode_envelope, encode_message
 from outbox.handling import BatchHandling
+from outbox.heartbeat import Heartbeat, NullHeartbeat, Witness
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases
 from outbox.lifecycle import Status
 from outbox.marks import Hand
@@ -26,12 +27,16 @@ from outbox.rejections import RejectionStore
 from outbox.relay import Relay
 from outbox.repository import OutboxRepository
 from outbox.sql import dialect_of, from_db
+from outbox.takeovers import Takeovers
 from outbox.wakeups import WakeUpSocket
+from outbox.watchdog import Watchdog
 from tests.toys import NOTE, SERVICE, ManualClock, Toys
 
 TABLE = "agent_outbox_messages"
 TTL = timedelta(seconds=60)
 HEARTBEAT = timedelta(seconds=10)
+
+WATCHDOG = Watchdog(grace=timedelta(seconds=30))
 
 _offsets = itertools.count()
 _workers = itertools.count(1)
@@ -228,6 +233,9 @@ def consumer(
     retry_policy: Callable[[str], RetryPolicy] | None = None,
     redeliver_after: timedelta | None = None,
     wake_relays: Callable[[], None] = lambda: None,
+    heartbeat: Heartbeat | NullHeartbeat | None = None,
+    witness: Witness | None = None,
+    watchdog: Watchdog | None = None,
     **options: Any,
 ) -> Consumer:
     """Return a consumer of the agent service; ``options`` go to ``ConsumerOptions``."""
@@ -239,6 +247,8 @@ def consumer(
         return broker.subscribe(agent.route, client_id=worker_id)
 
     consumer_options = ConsumerOptions(**({"poll_interval_ms": 1} | options))
+    presence = Presence(service=SERVICE, role=CONSUMER, worker_id=worker_id, using=alias, ttl=TTL)
+    heartbeat = heartbeat or Heartbeat(presence, interval=HEARTBEAT)
     return Consumer(
         route=agent.route,
         handling=BatchHandling(
@@ -249,13 +259,16 @@ def consumer(
             options=consumer_options,
             retry_policy=retry_policy or toys.retry_policy,
             parks_key=toys.parks_key,
+            time_limit=toys.time_limit,
             rand=lambda: 0.0,
+            watchdog=watchdog or WATCHDOG,
+            witness=witness or heartbeat,
             redeliver_after=redeliver_after,
             wake_relays=wake_relays,
         ),
         subscribe=subscribe or subscribe_to_broker,
         options=consumer_options,
-        presence=Presence(service=SERVICE, role=CONSUMER, worker_id=worker_id, using=alias, ttl=TTL),
-        heartbeat=HEARTBEAT,
+        heartbeat=heartbeat,
+        takeovers=Takeovers(presence, records=consumer_options.batch_size),
         clock=clock or ManualClock(),
     )

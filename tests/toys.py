@@ -102,6 +102,7 @@ class Toys:
     before: Callable[[Sequence[Delivery[Any]]], None] | None = None
     """Called by every handler before it writes."""
     types: dict[str, type[msgspec.Struct]] = field(default_factory=dict)
+    time_limits: dict[str, timedelta] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for event_type in (*HANDLED, UNHANDLED):
@@ -135,6 +136,9 @@ class Toys:
 
     def parks_key(self, event_type: str) -> bool:
         return event_type in {PARKED, PARKED_BULK}
+
+    def time_limit(self, event_type: str) -> timedelta:
+        return self.time_limits.get(event_type, timedelta(seconds=60))
 
     def retry_policy(self, event_type: str) -> RetryPolicy:
         return NO_JITTER

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -170,7 +171,10 @@ def test_snapshot_that_is_replayed_late_does_not_overwrite_a_newer_one(alias: st
     from outbox.handlers import handlers
 
     consumer = factories.consumer(
-        alias, SimpleNamespace(contracts=contracts, handlers=handlers, retry_policy=None, parks_key=None)
+        alias,
+        SimpleNamespace(
+            contracts=contracts, handlers=handlers, retry_policy=None, parks_key=None, time_limit=_a_minute
+        ),
     )
 
     def publish_snapshot(phase: str, **columns: Any) -> int:
@@ -187,3 +191,7 @@ def test_snapshot_that_is_replayed_late_does_not_overwrite_a_newer_one(alias: st
     [kept] = AgentStateSnapshotRecord.objects.using(alias).all()
     assert (kept.phase, kept.outbox_id) == ("new", new)
     assert set(statuses(alias).values()) == {"consumed"}
+
+
+def _a_minute(_event_type: str) -> timedelta:
+    return timedelta(minutes=1)

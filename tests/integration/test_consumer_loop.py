@@ -13,13 +13,15 @@ from outbox import Discard, signals
 from outbox.brokers.base import IncomingRecord
 from outbox.consumer import Consumer
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
+from outbox.heartbeat import NullHeartbeat
+from outbox.leases import Switches
 from outbox.lifecycle import Status
 from outbox.models import ServiceSwitch, Worker
 from outbox.tracing import current_traceparent
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
 from tests.factories import get, record, records_of, row
-from tests.toys import NOTE, ManualClock, RecordingStop, Toys, effect_ids
+from tests.toys import NOTE, RecordingStop, Toys, effect_ids
 
 # --- the loop ----------------------------------------------------------------------------------------------------
 
@@ -92,12 +94,12 @@ def test_database_that_goes_away_leaves_the_records_in_hand(alias: str, toys: To
     real_handle = consumer.handle
     troubles = iter([OperationalError(2006, "gone"), OperationalError(2013, "lost")])
 
-    def handle(records: Sequence[IncomingRecord]) -> None:
+    def handle(records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         for error in troubles:
             cause = type("Gone", (Exception,), {"sqlstate": "57P01"})()
             text = {"sqlite": OperationalError("disk I/O error")}.get(connections[alias].vendor, error)
             raise text from cause
-        real_handle(records)
+        return real_handle(records)
 
     consumer.handle = handle  # type: ignore[method-assign]
     consumer.run(stop, max_events=2)
@@ -106,28 +108,50 @@ def test_database_that_goes_away_leaves_the_records_in_hand(alias: str, toys: To
     assert len(subscription.committed) == 2
 
 
-def test_statement_that_the_library_got_wrong_ends_the_process(alias: str, toys: Toys, stop: RecordingStop) -> None:
+def test_fault_of_the_library_is_waited_out_and_charged_to_nobody(alias: str, toys: Toys, stop: RecordingStop) -> None:
+    ids = published(alias, 2)
+    consumer = factories.consumer(alias, toys, subscribe=subscribing(Scripted(records_of(alias, ids))))
+    real_handle = consumer.handle
+    faults = iter(range(3))
+
+    def wrong(records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
+        for _ in faults:
+            with connections[alias].cursor() as cursor:
+                cursor.execute("SELECT nothing FROM nowhere")
+        return real_handle(records)
+
+    consumer.handle = wrong  # type: ignore[method-assign]
+    toys.before = lambda _deliveries: stop.set()
+    consumer.run(stop)
+
+    assert effect_ids(alias) == ids
+    assert {get(alias, each).retry_count for each in ids} == {0}
+    assert stop.pauses[0] < stop.pauses[1] < stop.pauses[2], "the pauses grow"
+
+
+def test_fault_of_the_library_is_raised_where_a_person_waits_for_the_end(
+    alias: str, toys: Toys, stop: RecordingStop
+) -> None:
     consumer = factories.consumer(alias, toys, subscribe=subscribing(Scripted(records_of(alias, published(alias, 1)))))
 
-    def wrong(_records: Sequence[IncomingRecord]) -> None:
+    def wrong(_records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         with connections[alias].cursor() as cursor:
             cursor.execute("SELECT nothing FROM nowhere")
+        return []
 
     consumer.handle = wrong  # type: ignore[method-assign]
     with pytest.raises(DatabaseError):
-        consumer.run(stop)
+        consumer.run(stop, is_drained=lambda: True)
 
 
-def test_paused_consumer_receives_nothing_until_it_is_let_go_on(alias: str, toys: Toys, clock: ManualClock) -> None:
+def test_paused_consumer_receives_nothing_until_it_is_let_go_on(alias: str, toys: Toys) -> None:
     ids = published(alias, 1)
     subscription = Scripted(records_of(alias, ids))
-    consumer = factories.consumer(alias, toys, subscribe=subscribing(subscription), clock=clock)
-    ServiceSwitch.objects.using(alias).create(service="agent", consumer_paused=True)
+    heartbeat = NullHeartbeat(Switches(consumer_paused=True))
+    consumer = factories.consumer(alias, toys, subscribe=subscribing(subscription), heartbeat=heartbeat)
 
     assert consumer.step(10) is False
-    ServiceSwitch.objects.using(alias).update(consumer_paused=False)
-    assert consumer.step(10) is False, "the switch is read on the heartbeat"
-    clock.advance(60)
+    heartbeat.switches = Switches()
     assert consumer.step(10) is True
     assert effect_ids(alias) == ids
 
