@@ -128,3 +128,43 @@ def test_room_is_bounded_by_records_and_by_bytes() -> None:
     assert by_bytes.room == 0
     by_bytes.take(1)
     assert by_bytes.room == 8
+
+
+def test_partition_need_not_wait_for_what_was_handed_back() -> None:
+    ledger = _ledger()
+    ledger.add(0, _records(0, 0, 2, 5))
+    taken = ledger.take(3)
+    ledger.mark_done(taken[:1])
+    ledger.mark_committed(ledger.owed)
+    assert ledger.in_hand([0]) == [0]
+
+    ledger.hand_back(taken[2:])
+    assert ledger.in_hand([0]) == [0], "the one before it is still at work"
+    ledger.hand_back([*taken[1:2], *_records(7, 0)])
+
+    assert ledger.in_hand([0]) == []
+    assert ledger.owed == {}, "they stay uncommitted"
+
+
+def test_what_was_handed_back_may_still_be_committed() -> None:
+    ledger = _ledger()
+    ledger.add(0, _records(0, 0, 1))
+    taken = ledger.take(2)
+    ledger.hand_back(taken)
+
+    ledger.mark_done(taken)
+
+    assert ledger.owed == {0: 2}
+
+
+def test_each_assignment_has_a_number_of_its_own() -> None:
+    ledger = _ledger()
+    first = dict(ledger.assignments)
+    ledger.begin_leaving([0])
+    assert ledger.assignments == {1: first[1]}
+    ledger.end([0])
+    ledger.begin([0])
+
+    assert ledger.assignments[1] == first[1]
+    assert ledger.assignments[0] > max(first.values())
+    assert not set(_ledger().assignments.values()) & set(ledger.assignments.values())
