@@ -7,31 +7,22 @@ server was there all the time; where both were lost it was an outage, however so
 from __future__ import annotations
 
 import logging
-import queue
-import random
-import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future
 from datetime import timedelta
-from typing import Any, Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError, OperationalError
 
-from outbox.backoff import RetryPolicy, delay
+from outbox.heartbeat_thread import BeatOutcomes, HeartbeatThread
 from outbox.leases import Presence, Switches
 from outbox.models import WORKER_PARTITIONS_MAX_LENGTH
 from outbox.partitions import encode_partitions
-from outbox.sessions import worker_session
-from outbox.sql import Trouble, trouble_of
 
 logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT: Final = timedelta(seconds=5)
-_PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seconds=5), max_attempts=2**31, jitter=0.5)
-_SQLITE_BUSY_MS: Final = 1000
-"""Shorter than a worker's own: a beat that misses the writer's lock is made good by the next one."""
 _MOST_STUCK_THREADS: Final = 3
 
 T = TypeVar("T")
@@ -83,8 +74,9 @@ class Heartbeat:
         self._presence = presence
         self._interval_s = interval.total_seconds()
         self._answer_timeout_s = answer_timeout.total_seconds()
-        self._thread: _Thread | None = None
-        self._stuck: list[_Thread] = []
+        self._outcomes = BeatOutcomes(f"{presence.role} of {presence.service}")
+        self._thread: HeartbeatThread | None = None
+        self._stuck: list[HeartbeatThread] = []
         self._written: str | None = None
         """The partitions that the row names for certain."""
 
@@ -156,8 +148,10 @@ class Heartbeat:
         try:
             return self._thread.ask(call).result(self._answer_timeout_s)
         except TimeoutError:
+            error = _no_answer(self._presence.using)
+            self._outcomes.failed(error)
             self._renew()
-            raise _no_answer(self._presence.using) from None
+            raise error from None
 
     def _renew(self) -> None:
         """Start a thread, in place of one that is stuck; not without end, as each has a connection."""
@@ -167,135 +161,14 @@ class Heartbeat:
         if self._thread is not None:
             self._thread.end()
             self._stuck.append(self._thread)
-        self._thread = _Thread(self._presence, interval_s=self._interval_s, tell=self._take)
+        self._thread = HeartbeatThread(
+            self._presence, interval_s=self._interval_s, outcomes=self._outcomes, tell=self._take
+        )
         self._thread.start()
 
-    def _take(self, thread: _Thread, switches: Switches) -> None:
+    def _take(self, thread: HeartbeatThread, switches: Switches) -> None:
         if thread is self._thread:
             self.switches = switches
-
-
-class _Thread(threading.Thread):
-    """Beats when it is due, and does what it is asked to in between."""
-
-    def __init__(self, presence: Presence, *, interval_s: float, tell: Callable[[_Thread, Switches], None]) -> None:
-        super().__init__(name=f"outbox-{presence.service}-heartbeat", daemon=True)
-        self.token: object | None = None
-        self._presence = presence
-        self._using = presence.using
-        self._interval_s = interval_s
-        self._tell = tell
-        self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._ended = False
-        self._failures = 0
-        self._raw: Any = None
-        self._next_at = time.monotonic() + interval_s
-
-    # --- for other threads ---------------------------------------------------------------------------------------
-
-    def ask(self, call: Callable[[], T]) -> Future[T]:
-        """Have ``call`` done on this thread."""
-        answer: Future[T] = Future()
-
-        def work() -> None:
-            try:
-                answer.set_result(call())
-            except BaseException as error:  # noqa: BLE001 - raised where it was asked
-                answer.set_exception(error)
-
-        self._asked.put(work)
-        return answer
-
-    def end(self) -> None:
-        """Have the thread end after what it is doing."""
-        self._ended = True
-        self._asked.put(lambda: None)
-
-    # --- on this thread ------------------------------------------------------------------------------------------
-
-    def run(self) -> None:
-        with worker_session(self._using, idle=None):
-            try:
-                while not self._ended:
-                    self._turn()
-            finally:
-                self.token = None
-                connections.close_all()
-
-    def beat(self) -> None:
-        """Renew the row; the next beat is an interval away, or a pause when this one failed."""
-        try:
-            self._prepare()
-            switches = self._presence.beat()
-        except BaseException as error:
-            self._failures += 1
-            self._note(error)
-            self._next_at = time.monotonic() + delay(self._failures, _PAUSES, random.random()).total_seconds()  # noqa: S311
-            raise
-        self._next_at = time.monotonic() + self._interval_s
-        if self._failures:
-            logger.warning("heartbeat resumed: %s of %s", self._presence.role, self._presence.service)
-            self._failures = 0
-        self._answered()
-        self._tell(self, switches)
-
-    def is_open(self, token: object) -> bool:
-        """Ask over the connection that ``token`` stands for, and over no other."""
-        connection = connections[self._using]
-        if token is not self.token or connection.connection is not self._raw:
-            return False
-        try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
-        except (DatabaseError, InterfaceError):
-            self._disconnect()
-            return False
-        return True
-
-    def _turn(self) -> None:
-        try:
-            asked = self._asked.get(timeout=max(0.0, self._next_at - time.monotonic()))
-        except queue.Empty:
-            asked = None
-        if asked is not None:
-            asked()
-            return
-        try:
-            self.beat()
-        except Exception:  # noqa: BLE001 - said already; the next beat may succeed
-            return
-
-    def _prepare(self) -> None:
-        connection = connections[self._using]
-        if connection.vendor == "sqlite" and connection.connection is None:
-            with connection.cursor() as cursor:
-                cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_MS}")
-
-    def _answered(self) -> None:
-        """Remember the connection that has answered. SQLite's cannot be lost, and prove nothing."""
-        connection = connections[self._using]
-        if connection.vendor != "sqlite" and (self.token is None or connection.connection is not self._raw):
-            self._raw, self.token = connection.connection, object()
-
-    def _note(self, error: BaseException) -> None:
-        """Say it once, and close the connection unless somebody else's lock was all that was in the way."""
-        is_busy = trouble_of(error, self._using) is Trouble.CONTENTION
-        if not is_busy:
-            self._disconnect()
-        if self._failures == 1:
-            is_known = isinstance(error, (DatabaseError, InterfaceError))
-            logger.log(
-                logging.INFO if is_busy else logging.WARNING,
-                "heartbeat failed, retrying: %s of %s: %s",
-                self._presence.role,
-                self._presence.service,
-                error,
-                exc_info=None if is_known else error,
-            )
-
-    def _disconnect(self) -> None:
-        self.token = self._raw = None
-        connections[self._using].close()
 
 
 def _no_answer(using: str) -> OperationalError:
