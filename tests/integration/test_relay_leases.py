@@ -317,3 +317,22 @@ def test_relay_that_ends_marks_what_was_acknowledged_and_frees_its_leases(
     assert [statuses(alias)[each] for each in ids] == ["published", "published", "pending", "pending"]
     assert shards_by_owner(alias) == {"": SHARD_COUNT}
     assert not Worker.objects.using(alias).exists()
+
+
+def test_lease_taken_anew_is_a_new_assignment(alias: str, clock: ManualClock) -> None:
+    sleeper, other = factories.leases(alias, clock), factories.leases(alias, clock)
+    sleeper.refresh()
+    first = dict(sleeper.assignments)
+    assert first.keys() == sleeper.held
+    sleeper.refresh()
+    assert sleeper.assignments == first
+
+    factories.expire(alias, sleeper.presence.worker_id)
+    other.refresh()
+    other.release()
+    sleeper.refresh()
+
+    assert sleeper.held == first.keys(), "all of them were somebody else's meanwhile"
+    assert min(sleeper.assignments.values()) > max(first.values())
+    sleeper.release()
+    assert sleeper.assignments == {}
