@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from outbox.brokers._memory_subscription import MemoryGroup, MemorySubscription
 from outbox.brokers.base import (
     Broker,
     Capabilities,
@@ -21,28 +22,18 @@ from outbox.brokers.base import (
     Refusal,
     SendReport,
     TopicState,
-    assignment_numbers,
 )
 from outbox.envelope import Headers
-from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError, LostSubscriptionError
+from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError
 from outbox.routes import ServiceRoute
 
 Refuses = Callable[[OutgoingRecord], str | None]
 
 
 @dataclass(slots=True)
-class _Group:
-    """A group's offsets on one topic, and which member reads which partition."""
-
-    committed: dict[int, int] = field(default_factory=dict)
-    members: list[MemorySubscription] = field(default_factory=list)
-    owners: dict[int, MemorySubscription] = field(default_factory=dict)
-
-
-@dataclass(slots=True)
 class _Topic:
     partitions: list[list[IncomingRecord]]
-    groups: dict[str, _Group] = field(default_factory=dict)
+    groups: dict[str, MemoryGroup] = field(default_factory=dict)
 
 
 class MemoryBroker(Broker):
@@ -143,7 +134,7 @@ class MemoryBroker(Broker):
             found = self._topics.get(route.topic)
             if found is None:
                 return Positions(first={}, end={}, committed={})
-            group = found.groups.get(route.group, _Group())
+            group = found.groups.get(route.group, MemoryGroup())
             return Positions(
                 first=dict.fromkeys(range(len(found.partitions)), 0),
                 end={number: len(log) for number, log in enumerate(found.partitions)},
@@ -224,107 +215,6 @@ class MemoryProducer:
 
     def close(self) -> None:
         self._closed = True
-
-
-class MemorySubscription:
-    """A ``Subscription``. A partition moves to another member when its records in hand are committed, or on leaving."""
-
-    def __init__(self, broker: MemoryBroker, route: ServiceRoute) -> None:
-        self._broker, self._route = broker, route
-        self._next: dict[int, int] = {}
-        self._assignments: dict[int, int] = {}
-        self._uncommitted: dict[int, set[int]] = {}
-        """Offsets by partition that the caller has and is to commit."""
-        self._closed = False
-        self._group.members.append(self)
-
-    @property
-    def assignments(self) -> Mapping[int, int]:
-        with self._broker.changed:
-            return {} if self._closed else {partition: self._assignments[partition] for partition in self._mine()}
-
-    def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
-        with self._broker.changed:
-            self._broker.changed.wait_for(self._has_news, timeout.total_seconds())
-            self._check_open()
-            self._broker.check_here()
-            taken: list[IncomingRecord] = []
-            for partition in self._mine():
-                log = self._broker.topic_of(self._route.topic).partitions[partition]
-                start = self._next[partition]
-                found = log[start : start + max_records - len(taken)]
-                self._next[partition] = start + len(found)
-                self._uncommitted[partition].update(record.offset for record in found)
-                taken += found
-            return taken
-
-    def commit(self, records: Sequence[IncomingRecord]) -> None:
-        with self._broker.changed:
-            self._check_open()
-            self._broker.check_here()
-            group = self._group
-            for record in records:
-                is_mine = group.owners.get(record.partition) is self
-                if is_mine and record.offset < self._next[record.partition]:
-                    before = group.committed.get(record.partition, 0)
-                    committed = group.committed[record.partition] = max(before, record.offset + 1)
-                    left = {offset for offset in self._uncommitted[record.partition] if offset >= committed}
-                    self._uncommitted[record.partition] = left
-            self._broker.changed.notify_all()
-
-    def hand_back(self, records: Sequence[IncomingRecord]) -> None:
-        with self._broker.changed:
-            for record in records:
-                self._uncommitted.get(record.partition, set()).discard(record.offset)
-            self._broker.changed.notify_all()
-
-    def close(self) -> None:
-        with self._broker.changed:
-            if not self._closed:
-                self._closed = True
-                group = self._group
-                group.members.remove(self)
-                group.owners = {part: owner for part, owner in group.owners.items() if owner is not self}
-                self._broker.changed.notify_all()
-
-    @property
-    def _group(self) -> _Group:
-        return self._broker.topic_of(self._route.topic).groups.setdefault(self._route.group, _Group())
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise LostSubscriptionError(f"the subscription of {self._route.group!r} has ended; subscribe again")
-
-    def _has_news(self) -> bool:
-        if self._closed or self._broker.is_away:
-            return True
-        logs = self._broker.topic_of(self._route.topic).partitions
-        return any(self._next[partition] < len(logs[partition]) for partition in self._mine())
-
-    def _mine(self) -> Iterable[int]:
-        """Return the partitions that this member reads on, after taking over and handing over what is due."""
-        group = self._group
-        for partition in range(len(self._broker.topic_of(self._route.topic).partitions)):
-            due = group.members[partition % len(group.members)]
-            owner = group.owners.get(partition)
-            if owner is due or (owner is not None and owner._has_in_hand(partition)):  # noqa: SLF001 - same class
-                continue
-            group.owners[partition] = due
-            due._begin(partition, group.committed.get(partition, 0))  # noqa: SLF001
-            self._broker.changed.notify_all()
-        return [
-            partition
-            for partition, owner in group.owners.items()
-            if owner is self and group.members[partition % len(group.members)] is self
-        ]
-
-    def _begin(self, partition: int, offset: int) -> None:
-        self._next[partition] = offset
-        self._assignments[partition] = next(assignment_numbers)
-        self._uncommitted[partition] = set()
-
-    def _has_in_hand(self, partition: int) -> bool:
-        return bool(self._uncommitted[partition])
 
 
 def _partition_of(key: bytes, partitions: int) -> int:

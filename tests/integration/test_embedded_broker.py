@@ -63,14 +63,14 @@ def test_embedded_consumers_share_the_shards(
         for subscription in subscriptions:
             subscription._leases.refresh()
 
-    parts = [{row_id for row_id, _, _ in subscription.fetch(100)} for subscription in subscriptions]
+    parts = [{row[0] for row in subscription.fetch(100)} for subscription in subscriptions]
 
     assert set.union(*parts) == set(ids)
     assert not set.intersection(*parts)
     assert all(len(part) > 10 for part in parts)
     subscriptions[0].close()
     subscriptions[1]._leases.refresh()
-    assert {row_id for row_id, _, _ in subscriptions[1].fetch(100)} == set(ids)
+    assert {row[0] for row in subscriptions[1].fetch(100)} == set(ids)
 
 
 def test_embedded_broker_reads_what_is_published_until_its_consumer_has_moved_it(

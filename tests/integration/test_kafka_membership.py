@@ -56,6 +56,21 @@ def hasty() -> Iterator[KafkaBroker]:
     broker.close()
 
 
+def test_leaving_partition_waits_for_no_record_that_was_handed_back(harness: KafkaHarness) -> None:
+    patient = KafkaBroker(bootstrap_servers=require("kafka"), revoke_timeout_seconds=120)
+    route = harness.ready_route(partitions=4)
+    publish(harness, records(route, 40, keys=40))
+    first = patient.subscribe(route, client_id="first")
+    first.hand_back(receive_exactly(first, 40))
+
+    newcomer = Member(harness, route, client_id="newcomer")
+
+    wait_until(lambda: len(first.assignments) == 2 and newcomer.received, timeout=30)
+    newcomer.leave()
+    first.close()
+    patient.close()
+
+
 def test_killed_member_is_replaced_within_ten_seconds(harness: KafkaHarness) -> None:
     route = harness.ready_route(partitions=4)
     survivor = Member(harness, route, client_id="survivor")
