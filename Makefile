@@ -102,7 +102,7 @@ run: ## Serve the admin on the demo's data
 
 .PHONY: bench
 bench: venv ## Measure speed against ceilings of the same run: make bench BENCH_ARGS='relay --json FILE --plots docs'
-	@$(SERVICES) up mariadb kafka
+	@$(SERVICES) up $(if $(filter mysql --database=mysql,$(BENCH_ARGS)),mysql,mariadb) kafka
 	@$(WITH_SERVICES) $(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 .PHONY: limits

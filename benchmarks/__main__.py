@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import database
 from benchmarks.speed import backlog, consumer, cost, disturbance, latency, plots, publish, relay, scale
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.report import Result, number
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=_several, default=(1, 2, 4), help="of the curves (1,2,4)")
     parser.add_argument("--repeats", type=_positive, help="times that each line is measured (3; quick: 1)")
     parser.add_argument("--seconds", type=float, help="length of a phase that ends by the clock (20; quick: 4)")
-    parser.add_argument("--database", metavar="URL", help="server of the database (SMARTFLOW_MARIADB_URL)")
+    parser.add_argument("--database", default="mariadb", metavar="SERVER", help="mariadb (default), mysql, or a URL")
     parser.add_argument("--broker", metavar="SERVERS", help="bootstrap servers (SMARTFLOW_KAFKA_SERVERS)")
     parser.add_argument("--quick", action="store_true", help="small; judges statements and bytes, and no times")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
@@ -108,11 +109,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run what was asked for; return the exit code."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_BROKEN_HARNESS))
-    if options.database:
-        os.environ["SMARTFLOW_MARIADB_URL"] = options.database
+    database.choose(options.database)
     if options.broker:
         os.environ["SMARTFLOW_KAFKA_SERVERS"] = options.broker
     plan = plan_of(options)
+    server = database.version()
     load = os.getloadavg()[0]
     results: list[Result] = []
     broken = False
@@ -130,16 +131,22 @@ def main(arguments: Sequence[str]) -> int:
         for curve in result.curves if options.plots else ():
             print(plots.save(curve, options.plots), flush=True)
         if options.json:
-            options.json.write_text(json.dumps(_report(results, plan, load), indent=1) + "\n")
+            options.json.write_text(json.dumps(_report(results, plan, server, load), indent=1) + "\n")
     code = conclude(results, quick=plan.quick, load=load)
+    print(f"the database was {server}")
     return _BROKEN_HARNESS if broken else code
 
 
-def _report(results: Sequence[Result], plan: Plan, load: float) -> dict[str, Any]:
+def _report(results: Sequence[Result], plan: Plan, server: str, load: float) -> dict[str, Any]:
     """Return all figures, and on what they were taken."""
     return {
         "plan": asdict(plan),
-        "machine": {"processors": os.cpu_count(), "python": platform.python_version(), "load_before": load},
+        "machine": {
+            "processors": os.cpu_count(),
+            "python": platform.python_version(),
+            "database": server,
+            "load_before": load,
+        },
         "suites": {result.suite: result.as_json(counted_only=plan.quick) for result in results},
     }
 

@@ -1,18 +1,33 @@
-"""A database made anew for a measurement, on the MariaDB that `make services` started."""
+"""A database made anew for a measurement, on a server that `make services` started: MariaDB, or what was chosen."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import MySQLdb  # type: ignore[import-untyped]
 
+VARIABLES: Final = {"mariadb": "SMARTFLOW_MARIADB_URL", "mysql": "SMARTFLOW_MYSQL_URL"}
+"""Which variable says where a server is."""
+_CHOSEN: Final = "SMARTFLOW_BENCH_DATABASE_URL"
+
+
+def choose(server: str) -> None:
+    """Measure on ``server`` from now on, one of ``VARIABLES`` or a URL; processes that are started do so too."""
+    os.environ[_CHOSEN] = _from_environment(VARIABLES[server]) if server in VARIABLES else server
+
+
+def url_of(name: str) -> str:
+    """Return the URL of the database ``name`` on the chosen server."""
+    url = os.environ.get(_CHOSEN) or _from_environment(VARIABLES["mariadb"])
+    return urlunsplit(urlsplit(url)._replace(path=f"/{name}"))
+
 
 def make_anew(name: str) -> str:
     """Drop the database ``name`` if it is there, make it, and return its URL."""
-    url = _database_url(name)
+    url = url_of(name)
     drop(url)
     connection = connect(_server_url())
     try:
@@ -31,6 +46,18 @@ def drop(url: str) -> None:
             cursor.execute(f"DROP DATABASE IF EXISTS {urlsplit(url).path.strip('/')}")
     finally:
         connection.close()
+
+
+def version() -> str:
+    """Return the version of the server, with its name."""
+    connection = connect(_server_url())
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT VERSION()")
+            found = str(cursor.fetchone()[0])
+    finally:
+        connection.close()
+    return found if "MariaDB" in found else f"{found}-MySQL"
 
 
 def kafka_servers() -> str:
@@ -54,11 +81,7 @@ def connect(url: str) -> Any:
 
 
 def _server_url() -> str:
-    return urlunsplit(urlsplit(_from_environment("SMARTFLOW_MARIADB_URL"))._replace(path="/"))
-
-
-def _database_url(name: str) -> str:
-    return urlunsplit(urlsplit(_from_environment("SMARTFLOW_MARIADB_URL"))._replace(path=f"/{name}"))
+    return url_of("")
 
 
 def _from_environment(name: str) -> str:

@@ -34,7 +34,7 @@ class Template:
     def payload_sql(self, key: str) -> tuple[str, list[str]]:
         """Return an expression for the payload of a row whose key is the expression ``key``, and its parameters."""
         pieces = re.split(f"({re.escape(self.key)}|{re.escape(self.event_id)})", self.payload)
-        computed = {self.key: key, self.event_id: "MD5(CONCAT(seq, RAND()))"}
+        computed = {self.key: key, self.event_id: "LEFT(SHA2(CONCAT(seq, RAND()), 256), 32)"}
         terms = [computed.get(piece, "%s") for piece in pieces]
         return f"CONCAT({', '.join(terms)})", [piece for piece in pieces if piece not in computed]
 

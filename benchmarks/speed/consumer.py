@@ -5,6 +5,7 @@ Its records come from Kafka, where the real relay has put them before; the ceili
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from benchmarks.installation import installed
@@ -26,13 +27,18 @@ def measure(plan: Plan) -> Result:
         load = Load(plan.events, plan.keys, plan.payload)
         fewer = max(plan.events // 4, 1)
         each = Load(fewer, keys_of(fewer), plan.payload)
-        lists, raw_lists, eachs, raw_eachs = [], [], [], []
+        beside = replace(load, consumed=plan.consumed)
+        lists, raw_lists, eachs, raw_eachs, besides, raw_besides = [], [], [], [], [], []
         for _ in range(plan.repeats):
             raw_lists.append(stage.consume("ceiling", load))
             lists.append(stage.consume("ours", load))
+            raw_besides.append(stage.consume("ceiling", beside))
+            besides.append(stage.consume("ours", beside))
             raw_eachs.append(stage.consume("ceiling", each, each=True))
             eachs.append(stage.consume("ours", each, each=True))
         result.lines.append(Line("list handler, one upsert a batch", "events/s", lists, raw_lists, _LIST))
+        name = f"list handler, beside {plan.consumed:,} consumed rows"
+        result.lines.append(Line(name, "events/s", besides, raw_besides))
         result.lines.append(Line("handler of one event, one upsert each", "events/s", eachs, raw_eachs, _EACH))
         _bad_batches(stage, plan, result)
     return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -39,6 +39,8 @@ class Load:
     payload: int
     waiting: int = 0
     """Rows beside it that are due in a day."""
+    consumed: int = 0
+    """Rows beside it that are consumed and not pruned."""
     batch: int = 500
 
 
@@ -104,10 +106,11 @@ class Stage:
 
     def publish_backlog(self, load: Load) -> None:
         """Fill the table and have the real relay put all of it on the topic."""
+        self._fill_consumed(load)
         self.fill(load)
         relay = self.installation.manage("relay", "run_relay", "agent", "--once")
         relay.wait(timeout_s=_WORK_TIMEOUT_S)
-        left = self.outbox.count("status <> 'published'")
+        left = self.outbox.count("status NOT IN ('published', 'consumed')")
         if left:
             raise RuntimeError(f"{left} rows were not relayed:\n{relay.text[-4000:]}")
         self.outbox.settle()
@@ -162,6 +165,7 @@ class Stage:
         if who == "ceiling":
             moment = "UTC_TIMESTAMP(6)"
             later = f"{moment} + INTERVAL 300 SECOND"
+            self._fill_consumed(load)
             self.fill(load, status="'published'", published_at=moment, next_retry_at=later)
             self.outbox.settle()
             return self._start_ceilings("consumer", load, processes, *(["--each"] if each else []))
@@ -179,6 +183,11 @@ class Stage:
         time.sleep(3 * _CONSUMER_BEAT_S)  # until each has seen it
         self.publish_backlog(load)
         return started
+
+    def _fill_consumed(self, load: Load) -> None:
+        """Add the rows that are consumed, without a time: only those of the run have one."""
+        if load.consumed:
+            self.fill(replace(load, events=load.consumed), status="'consumed'")
 
     def _start_consumer(self, number: int, *, each: bool) -> Process:
         name = f"consumer-{number}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import database
 from benchmarks.__main__ import conclude, parse, plan_of
 from benchmarks.speed.report import Line, Result, Target
 
@@ -28,6 +29,20 @@ def test_quick_run_is_smaller_where_nothing_else_is_said() -> None:
 def test_suites_are_named_and_may_be_several() -> None:
     assert parse(["relay", "latency", "--processes", "1,3"]).suites == ["relay", "latency"]
     assert parse([]).suites == []
+
+
+def test_database_is_mariadb_unless_another_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SMARTFLOW_MARIADB_URL", "mysql://user@one:1/app")
+    monkeypatch.setenv("SMARTFLOW_MYSQL_URL", "mysql://user@two:2/app")
+    monkeypatch.setenv("SMARTFLOW_BENCH_DATABASE_URL", "")
+
+    def chosen(*arguments: str) -> str:
+        database.choose(parse(arguments).database)
+        return database.url_of("bench")
+
+    assert chosen() == "mysql://user@one:1/bench"
+    assert chosen("--database", "mysql") == "mysql://user@two:2/bench"
+    assert chosen("--database", "mysql://user@three:3/") == "mysql://user@three:3/bench"
 
 
 @pytest.mark.parametrize(
