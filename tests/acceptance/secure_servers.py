@@ -1,4 +1,4 @@
-"""Kafka and MariaDB that let nobody in without TLS, each with certificates of its own and run by the test itself."""
+"""Kafka, MariaDB and MySQL that let nobody in without TLS, each with certificates of its own, run by the test itself."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from scripts.services import catalog, inventory
 from scripts.services.catalog import Service
 from scripts.services.kafka import Kafka
 from scripts.services.mariadb import MariaDB
+from scripts.services.mysql import MySQL
 from scripts.services.ports import LOOPBACK
 from scripts.services.server import NativeServer
 from scripts.services.state import State
@@ -215,44 +216,36 @@ listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.secu
         return {"common": common, "request_timeout_seconds": 3.0}
 
 
-class SecureMariaDB(MariaDB):
-    """MariaDB that wants TLS of everybody."""
+class SecureDatabaseServer(NativeServer):
+    """MariaDB or MySQL that wants TLS of everybody."""
 
-    _SECURE = """
-ssl-ca = {authority}
-ssl-cert = {certificate.certificate}
-ssl-key = {certificate.key}
-require-secure-transport = ON
-performance-schema = ON
-innodb-buffer-pool-size = 64M
-innodb-log-file-size = 16M
-"""
-    account = None
-    """Its folder is the test's, where other users do not come in."""
+    authority: Authority
+    certificate: Certificate
+    project: Account
 
-    def __init__(self, folder: Path, authority: Authority, certificate: Certificate) -> None:
-        address = catalog.MARIADB.address + "?" + urlencode({"ssl_ca": authority.path})
-        state = _own(catalog.MARIADB, folder, ("client",), address=address, offset=5)
-        super().__init__(state.service, state)
-        self.authority = authority
+    @property
+    def secure_settings(self) -> str:
+        """The lines of my.cnf."""
+        return (
+            f"ssl-ca = {self.authority.path}\n"
+            f"ssl-cert = {self.certificate.certificate}\n"
+            f"ssl-key = {self.certificate.key}\n"
+            "require-secure-transport = ON\n"
+            "performance-schema = ON\n"
+        )
+
+    def protect(self, authority: Authority, certificate: Certificate) -> None:
+        """Take the certificate that it shows, and who is to trust it."""
+        self.authority, self.certificate = authority, certificate
         self.project = new_account("outbox")
-        self._certificate = certificate
-
-    @property
-    def more_settings(self) -> str:
-        user = "user = root\n" if os.getuid() == 0 else ""
-        return self._SECURE.format(authority=self.authority.path, certificate=self._certificate) + user
-
-    @property
-    def more_login_options(self) -> Sequence[str]:
-        return [f"--ssl-ca={self.authority.path}", "--ssl-verify-server-cert"]
 
     def finish_set_up(self) -> None:
         self.admit(self.project)
 
     def admit(self, account: Account) -> None:
         """Let ``account`` in by this password from now on."""
-        self.execute(f"CREATE OR REPLACE USER '{account.user}'@'%' IDENTIFIED BY '{account.password}'")
+        self.execute(f"CREATE USER IF NOT EXISTS '{account.user}'@'%'")
+        self.execute(f"ALTER USER '{account.user}'@'%' IDENTIFIED BY '{account.password}'")
         self.execute(f"GRANT ALL ON *.* TO '{account.user}'@'%'")
 
     def execute(self, sql: str) -> None:
@@ -267,8 +260,47 @@ innodb-log-file-size = 16M
         return f"{url}?{urlencode({'ssl_ca': trusted or self.authority.path})}" if tls else url
 
 
+class SecureMariaDB(SecureDatabaseServer, MariaDB):
+    """MariaDB that wants TLS of everybody."""
+
+    account = None
+    """Its folder is the test's, where other users do not come in."""
+
+    def __init__(self, folder: Path, authority: Authority, certificate: Certificate) -> None:
+        state = _own_database(catalog.MARIADB, folder, authority, offset=5)
+        super().__init__(state.service, state)
+        self.protect(authority, certificate)
+
+    @property
+    def more_settings(self) -> str:
+        user = "user = root\n" if os.getuid() == 0 else ""
+        return f"{self.secure_settings}innodb-buffer-pool-size = 64M\ninnodb-log-file-size = 16M\n{user}"
+
+    @property
+    def more_login_options(self) -> Sequence[str]:
+        return [f"--ssl-ca={self.authority.path}", "--ssl-verify-server-cert"]
+
+
+class SecureMySQL(SecureDatabaseServer, MySQL):
+    """MySQL that wants TLS of everybody."""
+
+    def __init__(self, folder: Path, authority: Authority, certificate: Certificate) -> None:
+        state = _own_database(catalog.MYSQL, folder, authority, offset=6)
+        super().__init__(state.service, state)
+        self.protect(authority, certificate)
+
+    @property
+    def more_settings(self) -> str:
+        return self.secure_settings
+
+
+def _own_database(service: Service, folder: Path, authority: Authority, *, offset: int) -> State:
+    address = service.address + "?" + urlencode({"ssl_ca": authority.path})
+    return _own(service, folder, ("client",), address=address, offset=offset)
+
+
 class SecureMariaDBDatabase(MariaDBDatabase):
-    """A database on a ``SecureMariaDB``, reached by its URL as the project reaches it."""
+    """A database on a ``SecureDatabaseServer``, reached by its URL as the project reaches it."""
 
     def connect(self) -> Any:
         import MySQLdb
@@ -289,7 +321,7 @@ class SecureMariaDBDatabase(MariaDBDatabase):
 
 
 class SecureMariaDBServer(MariaDBServer):
-    """Makes databases on a ``SecureMariaDB``."""
+    """Makes databases on a ``SecureDatabaseServer``."""
 
     def make(self, name: str) -> MariaDBDatabase:
         self._execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")

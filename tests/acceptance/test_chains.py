@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 
 from tests.acceptance import services_checks as checks
+from tests.acceptance.conftest import ON_EACH_MYSQL
 from tests.acceptance.services_harness import Point, Role, ServicesInstallation
 from tests.acceptance.services_publisher import USERS, Load
 from tests.acceptance.workers import Worker
 from tests.webhooks import WebhookServer, webhook_server
+
+pytestmark = ON_EACH_MYSQL
 
 pytest_plugins = ("tests.acceptance.services_fixtures",)
 

@@ -1,4 +1,4 @@
-"""Every event type on MariaDB and Kafka: valid, invalid, repeated, and delivered out of order.
+"""Every event type on MariaDB, MySQL and Kafka: valid, invalid, repeated, and delivered out of order.
 
 Rows and records are written as other software writes them, by SQL and by ``kcat``; a relay and five consumers of ours
 are at work meanwhile. Each test has a user and a conversation of its own.
@@ -176,13 +176,17 @@ KINDS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["mariadb", "mysql"])
 def installation(
-    database_servers: Callable[[str], Server], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    database_servers: Callable[[str], Server],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ServicesInstallation]:
     """Give the five services at work: one process that relays for all, and a consumer each."""
     base = Installation(
-        database=database_servers("mariadb").create(), kafka=require("kafka"), folder=tmp_path_factory.mktemp("events")
+        database=database_servers(request.param).create(),
+        kafka=require("kafka"),
+        folder=tmp_path_factory.mktemp("events"),
     )
     made = ServicesInstallation(base, options=SMALL_BATCHES)
     try:

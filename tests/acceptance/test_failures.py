@@ -6,9 +6,11 @@ import random
 
 import pytest
 
-from tests.acceptance.conftest import Install
+from tests.acceptance.conftest import ON_EACH_MYSQL, Install
 from tests.acceptance.harness import Installation
 from tests.acceptance.topics import create_topic
+
+pytestmark = ON_EACH_MYSQL
 
 
 @pytest.mark.parametrize("kind", ["step", "bulk"])

@@ -6,8 +6,11 @@ import json
 
 import pytest
 
+from tests.acceptance.conftest import ON_EACH_MYSQL
 from tests.acceptance.harness import Installation
 from tests.acceptance.kcat import Kcat
+
+pytestmark = ON_EACH_MYSQL
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from tests.acceptance.conftest import Install
+from tests.acceptance.conftest import ON_EACH_MYSQL, Install
 from tests.acceptance.harness import HOLDING_KAFKA, Installation
 from tests.acceptance.plans import Plan
 
@@ -86,6 +86,7 @@ def test_consumers_killed_in_mid_batch_lose_and_repeat_nothing(
     consumer.stop()
 
 
+@ON_EACH_MYSQL
 def test_relay_killed_between_acknowledgement_and_mark_repeats_no_effect(install: Install) -> None:
     """All records are on the topic, no row knows it: the next relay sends them again."""
     installation = install(backend=HOLDING_KAFKA, options=SMALL_BATCHES)
@@ -103,6 +104,7 @@ def test_relay_killed_between_acknowledgement_and_mark_repeats_no_effect(install
     installation.check()
 
 
+@ON_EACH_MYSQL
 def test_consumer_killed_between_commit_and_offset_repeats_no_effect(install: Install) -> None:
     """The effects are in the database, the group's offsets are not moved: the next consumer gets the records again."""
     installation = install(backend=HOLDING_KAFKA, options=SMALL_BATCHES)
@@ -123,6 +125,7 @@ def test_consumer_killed_between_commit_and_offset_repeats_no_effect(install: In
     assert "duplicates 0" not in second.text
 
 
+@ON_EACH_MYSQL
 def test_publishers_killed_leave_whole_transactions(installation: Installation) -> None:
     workers = [installation.relay(), installation.consumer()]
     for kill in range(3):
@@ -139,6 +142,7 @@ def test_publishers_killed_leave_whole_transactions(installation: Installation) 
     installation.check()
 
 
+@ON_EACH_MYSQL
 def test_everything_killed_again_and_again(installation_with_small_batches: Installation) -> None:
     """Two of each under load, one of the four killed and replaced at a time."""
     installation = installation_with_small_batches

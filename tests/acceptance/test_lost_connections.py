@@ -10,14 +10,16 @@ from tests.acceptance.conftest import Install
 from tests.acceptance.databases import Database
 from tests.acceptance.plans import Plan
 
+_PROCESSES = "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()"
 OURS = {
-    "mariadb": "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()",
+    "mariadb": _PROCESSES,
+    "mysql": _PROCESSES,
     "postgres": (
         "SELECT pid FROM pg_stat_activity WHERE datname = CURRENT_DATABASE() AND pid <> PG_BACKEND_PID()"
         " AND backend_type = 'client backend'"
     ),
 }
-CUT = {"mariadb": "KILL CONNECTION {}", "postgres": "SELECT PG_TERMINATE_BACKEND({})"}
+CUT = {"mariadb": "KILL CONNECTION {}", "mysql": "KILL CONNECTION {}", "postgres": "SELECT PG_TERMINATE_BACKEND({})"}
 
 NO_SUCH_THREAD = 1094
 

@@ -6,10 +6,12 @@ from collections import Counter
 
 import pytest
 
-from tests.acceptance.conftest import Install
+from tests.acceptance.conftest import ON_EACH_MYSQL, Install
 from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Plan
 from tests.acceptance.topics import create_topic, remove_topics, topic_length
+
+pytestmark = ON_EACH_MYSQL
 
 SOON = {"RELAY": {"REDELIVER_AFTER_SECONDS": 2.0}}
 

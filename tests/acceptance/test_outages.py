@@ -13,7 +13,13 @@ from tests.acceptance.workers import Worker
 
 pytestmark = pytest.mark.disruptive
 
-NAMES = {"kafka": "broker", "mariadb": "database"}
+NAMES = {"kafka": "broker", "mariadb": "database", "mysql": "database"}
+ON_EACH = pytest.mark.parametrize(
+    ("server", "usual_database"),
+    [("kafka", "mariadb"), ("mariadb", "mariadb"), ("mysql", "mysql")],
+    indirect=True,
+    ids=NAMES,
+)
 
 TAKE_AWAY: dict[str, Callable[[str], None]] = {"stopped": control.stop, "killed": control.kill}
 
@@ -40,7 +46,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("how", TAKE_AWAY)
-@pytest.mark.parametrize("server", NAMES, indirect=True)
+@ON_EACH
 def test_outage_is_nobodys_fault(install: Install, server: str, how: str) -> None:
     installation = install(options=SOON_NOTICED)
     workers = [installation.relay(), installation.consumer(), installation.consumer()]
@@ -63,7 +69,7 @@ def test_outage_is_nobodys_fault(install: Install, server: str, how: str) -> Non
         worker.stop()
 
 
-@pytest.mark.parametrize("server", NAMES, indirect=True)
+@ON_EACH
 def test_server_that_hangs_is_an_outage_too(install: Install, server: str) -> None:
     """Its connections stay open and nothing answers, and then everything that waited goes on at once."""
     installation = install()
@@ -85,7 +91,7 @@ def test_server_that_hangs_is_an_outage_too(install: Install, server: str) -> No
         worker.stop()
 
 
-@pytest.mark.parametrize("server", NAMES, indirect=True)
+@ON_EACH
 def test_workers_that_start_during_an_outage_wait_for_its_end(install: Install, server: str) -> None:
     installation = install(broker_options={"request_timeout_seconds": 3.0} if server == "kafka" else {})
     installation.publish(("step", {"key": "k", "n": 1}))
@@ -102,7 +108,7 @@ def test_workers_that_start_during_an_outage_wait_for_its_end(install: Install, 
         worker.stop()
 
 
-@pytest.mark.parametrize("server", NAMES, indirect=True)
+@ON_EACH
 def test_workers_can_be_stopped_during_an_outage(install: Install, server: str) -> None:
     """They have work in hand that they cannot bring to its end; they end all the same, and nothing is lost."""
     installation = install(options=SOON_NOTICED)

@@ -19,10 +19,12 @@ from tests.acceptance.secure_servers import (
     PAGES,
     Account,
     Authority,
+    SecureDatabaseServer,
     SecureInstallation,
     SecureKafka,
     SecureMariaDB,
     SecureMariaDBServer,
+    SecureMySQL,
     new_account,
 )
 from tests.acceptance.workers import Worker, migrate
@@ -31,6 +33,9 @@ Install = Callable[..., SecureInstallation]
 
 EVERYTHING = {"LOG_LEVEL": "DEBUG", "KAFKA_LOG_LEVEL": "DEBUG"}
 """Passwords are kept also by those who log all they can."""
+
+ON_MARIADB = pytest.mark.parametrize("mysql", ["mariadb"], indirect=True)
+ON_EACH_MYSQL = pytest.mark.parametrize("mysql", ["mariadb", "mysql"], indirect=True)
 
 AWAY = "the broker is away; waiting [0-9.]+ s, no event loses an attempt"
 
@@ -66,9 +71,10 @@ def kafka(folder: Path, authority: Authority) -> Iterator[SecureKafka]:
 
 
 @pytest.fixture(scope="module")
-def mariadb(folder: Path, authority: Authority) -> Iterator[SecureMariaDB]:
-    """Run a MariaDB for this module."""
-    yield from _running(SecureMariaDB(folder, authority, authority.certify(folder, "mariadb-server")))
+def mysql(request: pytest.FixtureRequest, folder: Path, authority: Authority) -> Iterator[SecureDatabaseServer]:
+    """Run a MariaDB or a MySQL for this module."""
+    kind = {"mariadb": SecureMariaDB, "mysql": SecureMySQL}[request.param]
+    yield from _running(kind(folder, authority, authority.certify(folder, f"{request.param}-server")))
 
 
 def _running(server: Any) -> Iterator[Any]:
@@ -81,9 +87,9 @@ def _running(server: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def databases(mariadb: SecureMariaDB) -> SecureMariaDBServer:
+def databases(mysql: SecureDatabaseServer) -> SecureMariaDBServer:
     """Give the maker of databases, as the project's user."""
-    return SecureMariaDBServer(mariadb.url_of(mariadb.project, "smartflow"), migrate)
+    return SecureMariaDBServer(mysql.url_of(mysql.project, "smartflow"), migrate)
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def install(
     request: pytest.FixtureRequest,
     tmp_path: Path,
     kafka: SecureKafka,
-    mariadb: SecureMariaDB,
+    mysql: SecureDatabaseServer,
     databases: SecureMariaDBServer,
 ) -> Iterator[Install]:
     """Give a function that makes an installation; those of one test may share a database."""
@@ -100,7 +106,7 @@ def install(
     def make(*, database: Database | None = None, secrets: tuple[Account, ...] = (), **more: Any) -> SecureInstallation:
         folder = tmp_path / str(len(made))
         folder.mkdir()
-        known = (*secrets, *kafka.accounts.values(), mariadb.project)
+        known = (*secrets, *kafka.accounts.values(), mysql.project)
         made.append(
             SecureInstallation(
                 database=database or databases.create(),
@@ -115,6 +121,7 @@ def install(
     end_all(request, made)
 
 
+@ON_EACH_MYSQL
 def test_every_committed_event_has_one_effect_over_tls(install: Install, kafka: SecureKafka) -> None:
     """The relay comes in by one mechanism and the consumer by the other; both log all they can."""
     installation = install(environment={**kafka.environment_of("PLAIN"), **EVERYTHING})
@@ -142,6 +149,7 @@ def test_every_committed_event_has_one_effect_over_tls(install: Install, kafka: 
     installation.check_secrets()
 
 
+@ON_MARIADB
 def test_broker_that_refuses_is_waited_for_and_named(
     install: Install, kafka: SecureKafka, stranger: Authority, tmp_path: Path
 ) -> None:
@@ -199,6 +207,7 @@ def test_broker_that_refuses_is_waited_for_and_named(
     assert (row.status, row.retry_count, row.last_error) == ("pending", 0, None)
 
 
+@ON_MARIADB
 def test_running_workers_say_that_their_password_is_no_longer_taken(install: Install, kafka: SecureKafka) -> None:
     account = new_account("rotated")
     kafka.set_scram_password(account)
@@ -228,17 +237,18 @@ def test_running_workers_say_that_their_password_is_no_longer_taken(install: Ins
     installation.check_secrets()
 
 
+@ON_EACH_MYSQL
 def test_database_that_refuses_is_waited_for_and_named(
-    install: Install, kafka: SecureKafka, mariadb: SecureMariaDB, stranger: Authority
+    install: Install, kafka: SecureKafka, mysql: SecureDatabaseServer, stranger: Authority
 ) -> None:
     first = install()
     name = first.database.value("SELECT DATABASE()")
-    wrong = new_account(mariadb.project.user)
+    wrong = new_account(mysql.project.user)
     cases = {
-        mariadb.url_of(wrong, name): "Access denied for user 'outbox'",
-        mariadb.url_of(mariadb.project, name, trusted=stranger.path): "certificate",
+        mysql.url_of(wrong, name): "Access denied for user 'outbox'",
+        mysql.url_of(mysql.project, name, trusted=stranger.path): "certificate",
         # The password is right: MariaDB says no more than this of a missing TLS, MySQL says what is missing.
-        mariadb.url_of(mariadb.project, name, tls=False): "(Access denied|insecure transport)",
+        mysql.url_of(mysql.project, name, tls=False): "(Access denied|insecure transport)",
     }
     workers: list[tuple[SecureInstallation, Worker]] = []
     for number, url in enumerate(cases):
@@ -255,17 +265,18 @@ def test_database_that_refuses_is_waited_for_and_named(
         one.check_secrets()
 
 
+@ON_EACH_MYSQL
 def test_workers_go_on_when_the_servers_take_their_passwords(
-    install: Install, kafka: SecureKafka, mariadb: SecureMariaDB
+    install: Install, kafka: SecureKafka, mysql: SecureDatabaseServer
 ) -> None:
     """They are deployed before their users are there; no event suffers from it."""
     late = new_account("late")
     installation = install(kafka=kafka.servers, broker_options=kafka.options_of("SCRAM-SHA-512", late), secrets=(late,))
     installation.publish(("step", {"key": "k", "n": 1}))
     name = installation.database.value("SELECT DATABASE()")
-    installation.change(DATABASE_URL=mariadb.url_of(late, name))
+    installation.change(DATABASE_URL=mysql.url_of(late, name))
     workers = [installation.relay(), installation.consumer()]
-    for server, take in (("broker", kafka.set_scram_password), ("database", mariadb.admit)):
+    for server, take in (("broker", kafka.set_scram_password), ("database", mysql.admit)):
         for worker in workers:
             away = partial(_says, worker, f"the {server} is away")
             installation.wait(away, f"the worker says that the {server} is away", alive=workers)

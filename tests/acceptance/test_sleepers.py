@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import signal
 
-from tests.acceptance.conftest import Install
+from tests.acceptance.conftest import ON_EACH_MYSQL, Install
 from tests.acceptance.harness import HOLDING_KAFKA, Installation
 from tests.acceptance.topics import group_members
+
+pytestmark = ON_EACH_MYSQL
 
 
 def test_relay_that_slept_through_its_lease_overwrites_nothing(install: Install) -> None:

@@ -11,12 +11,15 @@ from django.apps import apps
 
 from outbox.models import OutboxMessage
 from tests.acceptance import services_checks as checks
+from tests.acceptance.conftest import ON_EACH_MYSQL
 from tests.acceptance.services_harness import ServicesInstallation, is_gone, wait_gone
 from tests.acceptance.services_publisher import Load, Subject
 from tests.acceptance.topics import group_members
 from tests.acceptance.workers import Worker
 from tests.conftest import SERVICES
 from tests.waiting import wait_until
+
+pytestmark = ON_EACH_MYSQL
 
 pytest_plugins = ("tests.acceptance.services_fixtures",)
 

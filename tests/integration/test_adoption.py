@@ -41,7 +41,7 @@ Cursor = Any
 
 
 class Database:
-    """A database of the test's own on the MariaDB server."""
+    """A database of the test's own on a server."""
 
     def __init__(self, url: str, purpose: str) -> None:
         import MySQLdb
@@ -109,10 +109,10 @@ class Database:
         self._connection.close()
 
 
-@pytest.fixture
-def mariadb() -> Iterator[Any]:
+@pytest.fixture(params=["mariadb", "mysql"])
+def make_database(request: pytest.FixtureRequest) -> Iterator[Any]:
     """Give a function that makes a database, dropped at the end."""
-    url = services.require("mariadb")
+    url = services.require(request.param)
     made: list[Database] = []
 
     def make(purpose: str) -> Database:
@@ -151,8 +151,8 @@ def adopt(adopted: Database) -> None:
     adopted.manage("migrate", "-v0")
 
 
-def test_adopted_tables_equal_migrated_ones_and_work(mariadb: Any) -> None:
-    fresh, adopted = mariadb("fresh"), mariadb("adopted")
+def test_adopted_tables_equal_migrated_ones_and_work(make_database: Any) -> None:
+    fresh, adopted = make_database("fresh"), make_database("adopted")
     fresh.manage("migrate", "-v0")
     adopted.run(MADE_ELSEWHERE)
     insert(adopted, "c1", "pending")

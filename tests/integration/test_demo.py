@@ -27,10 +27,16 @@ DEMO = (sys.executable, "-m", "scripts.demo")
 PATIENCE_S = 150
 
 
-def run_demo(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_demo(folder: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [*DEMO, "--events", "200", "--folder", str(folder), *arguments]
     return subprocess.run(
-        command, cwd=stage.CHECKOUT, capture_output=True, text=True, timeout=PATIENCE_S + 60, check=False
+        command,
+        cwd=stage.CHECKOUT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S + 60,
+        check=False,
     )
 
 
@@ -132,12 +138,13 @@ def test_demo_that_cannot_finish_in_time_fails(tmp_path: Path) -> None:
     assert no_process_of(tmp_path)
 
 
-def test_demo_on_mariadb_and_kafka(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["mariadb", "mysql"])
+def test_demo_on_a_server_and_kafka(tmp_path: Path, server: str) -> None:
     services.require("kafka")
-    url = services.require("mariadb")
+    url = services.require(server)
     database = f"smartflow_demo_{secrets.token_hex(4)}"
     try:
-        result = run_demo(tmp_path, "--kafka", "--database", database)
+        result = run_demo(tmp_path, "--kafka", "--database", database, SMARTFLOW_MARIADB_URL=url)
     finally:
         servers.remove_topics(stage.last_stage(tmp_path))
         drop_database(url, database)
