@@ -31,7 +31,7 @@ venv: python ## Make .venv with everything for development and tests
 	@$(VENV) .venv requirements-dev.txt
 
 .PHONY: services
-services: python ## Start MariaDB, PostgreSQL and Kafka (those that no environment variable gives)
+services: python ## Start MariaDB, MySQL, PostgreSQL and Kafka (those that no environment variable gives; MYSQL=optional: without MySQL if it cannot be fetched)
 	@$(SERVICES) up
 
 .PHONY: services-status
@@ -43,13 +43,17 @@ services-down: python ## Stop the servers; their data stays
 	@$(SERVICES) down
 
 .PHONY: test
-test: venv ## Run all tests, on real servers: make test PYTEST_ARGS='-k retry -x'
+test: venv ## Run the tests, on real servers: make test PYTEST_ARGS='-k retry -x'
 	@$(SERVICES) packages test
 	@$(SERVICES) up
 	@$(WITH_SERVICES) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+.PHONY: test-long
+test-long: ## Run the tests that make test leaves out: each takes more than two minutes or 1 GB, or is one of very many
+	@$(MAKE) test PYTEST_ARGS="-m long --timeout=3600 $(PYTEST_ARGS)"
+
 .PHONY: coverage
-coverage: ## Run all tests and say which lines none of them reached (tests that compute take half as long again)
+coverage: ## Run the tests and say which lines none of them reached (tests that compute take half as long again)
 	@$(MAKE) test PYTEST_ARGS="--cov --cov-report=term $(PYTEST_ARGS)"
 
 .PHONY: check

@@ -1,4 +1,4 @@
-"""Kafka, MariaDB and MySQL that let nobody in without TLS, each with certificates of its own, run by the test itself."""
+"""Kafka, MariaDB and MySQL that let nobody in without TLS, each with certificates of its own and run by the test."""
 
 from __future__ import annotations
 

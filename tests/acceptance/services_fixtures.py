@@ -18,7 +18,7 @@ InstallServices = Callable[..., ServicesInstallation]
 
 @pytest.fixture
 def install_services(install: Install) -> Iterator[InstallServices]:
-    """Give a function that makes an installation on MariaDB or MySQL, and Kafka: ``install_services(options={...})``."""
+    """Give a function that makes an installation on MariaDB or MySQL and Kafka: ``install_services(options={...})``."""
     made: list[ServicesInstallation] = []
 
     def make(**more: Any) -> ServicesInstallation:

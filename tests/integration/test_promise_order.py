@@ -24,8 +24,17 @@ STEPS = 120
 WORLDS = int(os.environ.get("OUTBOX_TEST_WORLDS", "16"))
 """How many to try on SQLite, and a quarter of it on each other database; set it high for a night's run."""
 
-SEEDS = [("default", seed) for seed in range(WORLDS)] + [
-    (alias, seed) for alias in ("mariadb", "mysql", "postgres") for seed in range(10_000, 10_000 + WORLDS // 4)
+LONG_WORLDS = 60
+"""How many more `make test-long` tries on each database."""
+
+SEEDS = [
+    *(("default", seed) for seed in range(WORLDS)),
+    *((alias, seed) for alias in ("mariadb", "mysql", "postgres") for seed in range(10_000, 10_000 + WORLDS // 4)),
+    *(
+        pytest.param(alias, seed, marks=pytest.mark.long)
+        for alias in ("default", "mariadb", "mysql", "postgres")
+        for seed in range(20_000, 20_000 + LONG_WORLDS)
+    ),
 ]
 
 
