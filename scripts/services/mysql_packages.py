@@ -86,11 +86,11 @@ def _fetch(folder: Path) -> str:
 
 
 def _archives() -> Iterator[str]:
-    """Give the addresses of archives that the machine's own apt sources name; those of security updates last."""
+    """Give the addresses of archives that the machine's own apt sources name; those of security updates have no sid."""
     if shutil.which("apt-get") is None or shutil.which("dpkg-deb") is None:
         raise UnobtainableError(f"MySQL is fetched by apt-get and dpkg-deb, which are not here. {_REMEDY}")
     listed = _run(["apt-get", "-o", "Debug::NoLocking=1", "--print-uris", "update"])
-    yield from sorted(dict.fromkeys(_INDEX.findall(listed)), key=lambda archive: archive.endswith("security"))
+    yield from (archive for archive in dict.fromkeys(_INDEX.findall(listed)) if not archive.endswith("security"))
 
 
 def _fetch_from(archive: str, folder: Path) -> str:
@@ -137,5 +137,5 @@ def _run(command: Sequence[str]) -> str:
     )
     if result.returncode != 0:
         end = "\n".join(result.stderr.splitlines()[-10:])
-        raise UnobtainableError(f"`{' '.join(command)}` failed with code {result.returncode}:\n{end}")
+        raise UnobtainableError(f"{command[0]} failed with code {result.returncode}: {end}")
     return result.stdout

@@ -359,10 +359,7 @@ def test_where_mysql_comes_from_is_read_from_the_machines_own_sources(
     monkeypatch.setattr(mysql_packages.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(mysql_packages, "_run", lambda _command: printed)
 
-    assert list(mysql_packages._archives()) == [
-        "http://archive.example/debian",
-        "http://archive.example/debian-security",
-    ]
+    assert list(mysql_packages._archives()) == ["http://archive.example/debian"]
 
 
 @pytest.mark.usefixtures("no_archive", "state")
