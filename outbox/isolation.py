@@ -169,13 +169,13 @@ class HandlerCalls:
         ran = Ran()
         failed_keys: set[str] = set()
         parts: deque[tuple[Handler, Deliveries, bool]] = deque()
-        for handler, deliveries in group(readables):
-            parts += [(handler, part, False) for part in ([deliveries] if handler.batch else _each(deliveries))]
+        for handler, grouped in group(readables):
+            parts += [(handler, part, False) for part in ([grouped] if handler.batch else _each(grouped))]
         is_first = True
         while parts:
             handler, deliveries, is_bisected = parts.popleft()
             ran.behind += [each for each in deliveries if each.message_key in failed_keys]
-            part: Deliveries = [each for each in deliveries if each.message_key not in failed_keys]
+            part = [each for each in deliveries if each.message_key not in failed_keys]
             if not part:
                 continue
             if self._locks.is_used_up:
