@@ -11,14 +11,16 @@ from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.brokers.base import IncomingRecord
+from outbox.call_failures import CallFailedError, Deliveries
 from outbox.conf import ConsumerOptions
 from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import LostRowError, UndoneEffectsError
 from outbox.heartbeat import Witness
-from outbox.isolation import CallFailedError, Deliveries, HandlerCalls, LockBudget
+from outbox.isolation import HandlerCalls, LockBudget
 from outbox.lifecycle import UNFINISHED
-from outbox.outcomes import Outcome, Portion, Way
+from outbox.outcomes import Outcome
 from outbox.planning import Plan, make_plan
+from outbox.portions import Portion, Way, halves, whole
 from outbox.reading import Messages, RowReader, decode_records
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
@@ -227,7 +229,7 @@ class BatchTransaction:
         self.live = [row for row in self.live if row.id not in aside]
         suspect_ids = {row.id for row in suspects}
         self.outcome.left += [Portion([record], Way.ANNOUNCED) for record in self.records_of(suspect_ids)]
-        self.outcome.left += _portion(self.records_of(aside - suspect_ids))
+        self.outcome.left += whole(self.records_of(aside - suspect_ids))
 
     # --- the handlers --------------------------------------------------------------------------------------------
 
@@ -266,21 +268,11 @@ class BatchTransaction:
         again = {each.outbox_id for each in (*ran.not_begun, *ran.behind)} | {each.row.id for each in dead_later}
         self._leave(ran.failed, Way.ALONE)
         self._leave(ran.undecided, Way.ALONE)
-        self.outcome.left += halves(self.records_of(again)) if ran.failed else _portion(self.records_of(again))
+        self.outcome.left += halves(self.records_of(again)) if ran.failed else whole(self.records_of(again))
 
     def _leave(self, deliveries: Sequence[Any], way: Way) -> None:
         ids = sorted(each.outbox_id for each in deliveries)
         self.outcome.left += [Portion(self.records_of({row_id}), way) for row_id in ids]
-
-
-def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
-    """Return ``records`` in two portions: what follows a poison event in its key may hold as many more."""
-    middle = len(records) // 2
-    return [*_portion(records[:middle], way), *_portion(records[middle:], way)]
-
-
-def _portion(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
-    return [Portion(records, way)] if records else []
 
 
 def _counts(row: Locked) -> tuple[int, int, int]:

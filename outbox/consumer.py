@@ -54,6 +54,7 @@ class Consumer:
         self._held = HeldRecords(limit=_HELD_BATCHES * options.batch_size, clock=clock)
         self._in_hand: list[IncomingRecord] = []
         """Received and not brought to an end: an outage came in between."""
+        self._assignments: dict[int, int] = {}
         self._backoff = OutageWatch(route.service, "consumer")
 
     @property
@@ -87,7 +88,7 @@ class Consumer:
                     is_idle = not worked and not self._held
                     if is_idle and is_drained is not None and (self._switches.consumer_paused or is_drained()):
                         break
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 - raised again where nobody would wait for its end
                     pause = self._wait_out(error, has_end=max_events is not None or is_drained is not None)
                 else:
                     self._backoff.over()
@@ -115,6 +116,7 @@ class Consumer:
         if not batch:
             return False
         close_if_idle()
+        self._look_at_assignments()
         still = self.handle(batch)
         self._in_hand = []
         done = self._held.settle(batch, still)
@@ -133,6 +135,8 @@ class Consumer:
 
         :raises DatabaseError: who takes its partitions over will be careful for a while.
         """
+        if self._handling.is_hung:
+            return  # it is: who takes over is to be careful, unless the event was charged
         self._handling.withdraw_announcement()
         self._heartbeat.close()
 
@@ -153,13 +157,19 @@ class Consumer:
             received = subscription.receive(max_records=room + len(self._held), timeout=wait)
             known = set(map(_place, self._in_hand))
             self._in_hand += [each for each in received if each not in self._held and _place(each) not in known]
-        assignments = subscription.assignments
-        if self._held or self._in_hand:
-            gone = self._held.forget(assignments)
-            if gone:
-                subscription.hand_back(gone)
-        self._takeovers.look(assignments)
-        self._heartbeat.hold(assignments.keys())
+        if self._held and (gone := self._held.forget(subscription.assignments)):
+            subscription.hand_back(gone)
+
+    def _look_at_assignments(self) -> None:
+        """Before records of new partitions are handled: name those in the worker's row, and ask who had them before.
+
+        :raises DatabaseError: the database is away.
+        """
+        assignments = self._open().assignments
+        if assignments != self._assignments:
+            self._takeovers.look(assignments)
+            self._heartbeat.hold(assignments.keys())
+            self._assignments = dict(assignments)
 
     def _wait_out(self, error: Exception, *, has_end: bool) -> timedelta:
         """Return how long to pause for ``error``, having left what it concerns.

@@ -201,8 +201,8 @@ class UndoneEffectsError(OutboxError):
         """Return the error of a handler whose transaction is not the open one any more."""
         swallowed = "" if cause is None else f" after it swallowed {type(cause).__name__}: {cause}"
         return cls(
-            f"the transaction in which the handler wrote is not open any more{swallowed}: it was committed, rolled back,"
-            f" aborted or left with a block of its own open. Leave the transaction to the consumer",
+            f"the transaction in which the handler wrote is not open any more{swallowed}: it was committed, rolled"
+            f" back, aborted or left with a block of its own open. Leave the transaction to the consumer",
             cause=cause,
         )
 
@@ -222,8 +222,8 @@ class UnfinishedCallError(OutboxError):
 
     def __init__(self, result: object) -> None:
         super().__init__(
-            f"the handler returned {type(result).__name__} {result!r:.200}, which nobody runs or waits for, so it had no"
-            f" effect; make it a plain function that does its work before it returns"
+            f"the handler returned {type(result).__name__} {result!r:.200}, which nobody runs or waits for, so it had"
+            f" no effect; make it a plain function that does its work before it returns"
         )
 
 
@@ -233,13 +233,13 @@ class TooManyInterruptionsError(UnreadableError):
     def __init__(self, interruptions: int) -> None:
         super().__init__(
             f"{interruptions} times in a row its process or its database connection ended while this event was at work"
-            f" alone: its handler most likely exhausts memory, crashes the process, sends a statement that is too large,"
-            f" or runs into a killer of long transactions. Mend it, then replay the event"
+            f" alone: its handler most likely exhausts memory, crashes the process, sends a statement that is too"
+            f" large, or runs into a killer of long transactions. Mend it, then replay the event"
         )
 
 
 class ConnectionLostError(OutboxError):
-    """A database connection ended while one event was at work alone, and other connections to that database lived on."""
+    """A database connection ended while one event was at work alone; others to that database lived on."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(

@@ -18,17 +18,20 @@ from django.db import connections, transaction
 from django.db.utils import InterfaceError
 
 from outbox.backoff import RetryPolicy
-from outbox.batch_transaction import BatchTransaction, Tools, TooMuchAtOnce, TransactionFailedError, halves
+from outbox.batch_transaction import BatchTransaction, Tools, TooMuchAtOnce, TransactionFailedError
 from outbox.blame import message_of
 from outbox.brokers.base import IncomingRecord
+from outbox.call_failures import CallFailedError, Deliveries
 from outbox.conf import ConsumerOptions
 from outbox.contracts import ContractRegistry
 from outbox.database_errors import ErrorKind
 from outbox.exceptions import ConnectionLostError, HandlerTimeoutError, LostRowError
+from outbox.failed_batches import around, portions_after
 from outbox.handlers import HandlerRegistry
 from outbox.heartbeat import NullHeartbeat, Witness
-from outbox.isolation import CallFailedError, Deliveries, LockBudget
-from outbox.outcomes import ConsumerTotals, News, Outcome, Portion, Way
+from outbox.isolation import LockBudget
+from outbox.outcomes import ConsumerTotals, News, Outcome
+from outbox.portions import Portion, Way, each_alone, halves
 from outbox.reading import RowReader
 from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
@@ -41,8 +44,8 @@ from outbox.writing import PlanWriter
 _CONFLICT_LIMIT: Final = 5
 """A transaction that loses its locks this often in a row is done event by event; an event alone is deferred then."""
 
-_FAULT_LIMIT: Final = 3
-"""So many faults of our own, and nothing that came to its end: it is not these records' doing."""
+_FAULT_LIMIT: Final = 10
+"""So many records in a row that came to a fault of our own, and none before that came to its end: it is not theirs."""
 
 
 class _OwnFault(Exception):  # noqa: N818 - carries the cause out of a portion
@@ -83,6 +86,8 @@ class BatchHandling:
         clock: Callable[[], float] = monotonic,
     ) -> None:
         self.totals = ConsumerTotals()
+        self.is_hung = False
+        """A handler does not return, and the process is about to end because of it."""
         self._news = News(repository.route.service, self.totals)
         self._repository = repository
         self._using = repository.route.database
@@ -143,14 +148,14 @@ class BatchHandling:
                 portions.extendleft(reversed(self._do(portion, locks, held, is_young)))
                 got_on = True
             except _OwnFault as fault:
+                if len(portion.records) > 1:
+                    portions.extendleft(reversed(each_alone(portion.records)))
+                    continue
                 faults += 1
-                if not got_on and (faults >= _FAULT_LIMIT or not portions):
+                if not got_on and (faults == _FAULT_LIMIT or not portions):
                     raise fault.cause from None
                 self._news.tell_fault(fault.cause)
-                if len(portion.records) > 1:
-                    portions.extendleft(reversed(_each(portion.records)))
-                else:
-                    held += portion.records
+                held += portion.records
         return held
 
     def _first_portions(
@@ -220,44 +225,13 @@ class BatchHandling:
             connections[self._using].close()
         if len(portion.records) == 1:
             return self._settle(failed, current)
-        is_late = isinstance(failed.error, HandlerTimeoutError)
-        if call is None:
-            return self._without_a_name(failed, portion)
-        if is_late and len(call.deliveries) == 1:  # what takes too long is not called a second time
-            self._settling.charge(_row_of(call, current), failed.error)
-            return self._around(call.deliveries, (), current)
-        if call.named:
-            return self._around(call.named, call.named, current)
-        if kind is ErrorKind.PERMANENT and not is_late:
-            return [Portion(portion.records, Way.IN_SAVEPOINTS)]
-        # A list whose failure takes the transaction along cannot be bisected by savepoints.
-        return self._around(call.deliveries, call.deliveries, current)
-
-    def _without_a_name(self, failed: TransactionFailedError, portion: Portion) -> list[Portion]:
-        """Return what to do about a transaction that failed outside of any handler's call.
-
-        :raises _OwnFault: by a fault of our own.
-        """
-        if failed.is_handlers_doing:
-            return _each(portion.records)
-        if failed.kind is ErrorKind.PERMANENT:
+        if call is None and kind is ErrorKind.PERMANENT and not failed.is_handlers_doing:
             raise _OwnFault(failed.error)
-        return halves(portion.records)
-
-    def _around(self, out: Deliveries, alone: Deliveries, current: BatchTransaction) -> list[Portion]:
-        """Return the portions without ``out`` and what follows them in their keys, then ``alone``, then those."""
-        behind = current.behind(out)
-        apart = behind | {each.outbox_id for each in out}
-        taken = {
-            id(record) for (row_id, _), records in current.messages.items() if row_id in apart for record in records
-        }
-        rest = [record for record in current.portion.records if id(record) not in taken]
-        first = {each.outbox_id for each in alone} - behind
-        return [
-            *([Portion(rest, Way.IN_SAVEPOINTS)] if rest else []),
-            *_each(current.records_of(first)),
-            *halves(current.records_of(behind)),
-        ]
+        if call is not None and len(call.deliveries) == 1 and isinstance(failed.error, HandlerTimeoutError):
+            # What takes too long is not called a second time.
+            self._settling.charge(_row_of(call, current), failed.error)
+            return around(call.deliveries, (), current)
+        return portions_after(failed, current)
 
     # --- one event alone -----------------------------------------------------------------------------------------
 
@@ -284,6 +258,7 @@ class BatchHandling:
 
         Which event of a list it is shows when whoever takes the partition over does them one by one.
         """
+        self.is_hung = True
         current = self._current
         if current is not None and len(deliveries) == 1:
             row = next(row for row in current.live if row.id == deliveries[0].outbox_id)
@@ -319,10 +294,6 @@ class BatchHandling:
         if outcome.woken or outcome.redelivered:
             self._wake_relays()
         self._news.tell(outcome)
-
-
-def _each(records: Sequence[IncomingRecord]) -> list[Portion]:
-    return [Portion([record], Way.ALONE) for record in records]
 
 
 def _known(row: Locked | None) -> Locked:

@@ -34,9 +34,7 @@ def _guarded(
             watchdog.call(lambda _: hook(), None, limit_s=limit_s, using=using, name=name)
         except KeyboardInterrupt:
             raise
-        except BaseException as error:
-            logger.error(
-                "on_commit hook failed, its event is consumed: event_type=%s hook=%r", name, hook, exc_info=error
-            )
+        except BaseException:
+            logger.exception("on_commit hook failed, its event is consumed: event_type=%s hook=%r", name, hook)
 
     return run

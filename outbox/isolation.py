@@ -13,11 +13,9 @@ Four rules:
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -25,15 +23,9 @@ from typing import Any, Final
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.database_errors import ErrorKind, classify, is_lock_wait, kind_of
-from outbox.exceptions import (
-    ClosedConnectionError,
-    FailedDeliveries,
-    HandlerExitError,
-    HandlerTimeoutError,
-    UndoneEffectsError,
-    UnfinishedCallError,
-)
+from outbox.call_failures import CallFailedError, Deliveries, call_failure, refuse_unfinished
+from outbox.database_errors import ErrorKind, kind_of
+from outbox.exceptions import ClosedConnectionError, HandlerTimeoutError, UndoneEffectsError
 from outbox.handlers import Delivery, Handler
 from outbox.hooks import guard_hooks
 from outbox.planning import Readable, group
@@ -46,26 +38,6 @@ LOCK_WAITS_LIMIT: Final = timedelta(seconds=2)
 """What the handlers of one batch may wait for locks of others, all together."""
 
 _numbers: Final = itertools.count(1)
-
-Deliveries = Sequence[Delivery[Any]]
-
-
-class CallFailedError(Exception):
-    """The call of a handler failed, or undid effects; ``deliveries`` is what it was called with."""
-
-    def __init__(self, deliveries: Deliveries, error: Exception, kind: ErrorKind, *, is_lock_wait: bool) -> None:
-        super().__init__(type(error).__name__)
-        self.deliveries, self.error, self.kind, self.is_lock_wait = list(deliveries), error, kind, is_lock_wait
-
-    @property
-    def named(self) -> list[Delivery[Any]]:
-        """Return the deliveries that it certainly failed by; none where a list has to be bisected."""
-        if len(self.deliveries) == 1:
-            return self.deliveries
-        if isinstance(self.error, FailedDeliveries):
-            ids = {each.outbox_id for each in self.error.deliveries}
-            return [each for each in self.deliveries if each.outbox_id in ids]
-        return []
 
 
 @dataclass(slots=True)
@@ -237,14 +209,14 @@ class HandlerCalls:
                     on_hung=self._note_hung,
                 )
             if result is not None:
-                _refuse_unfinished(result)
+                refuse_unfinished(result)
             if self._is_disturbed(depth):
                 raise self._reason()
         except (CallFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:
             self._locks.left_s -= self._watch.lock_waits_s - waited_s
-            raise self._failed(deliveries, error) from error
+            raise call_failure(deliveries, error, connection=connection, watch=self._watch) from error
         if self._guards_hooks and len(connection.run_on_commit) > hooks:
             guard_hooks(connection, since=hooks, watchdog=self._watchdog, limit_s=limit_s, name=first.event_type)
 
@@ -271,51 +243,6 @@ class HandlerCalls:
             return UndoneEffectsError.swallowed(cause)
         return UndoneEffectsError.ended()
 
-    def _failed(self, deliveries: Deliveries, error: BaseException) -> CallFailedError:
-        if not isinstance(error, Exception):
-            error = HandlerExitError(error)
-        fatal = self._watch.fatal
-        if fatal is not None and not isinstance(error, HandlerTimeoutError):
-            error = fatal if isinstance(fatal, Exception) else error
-            kind = kind_of(error, self._using)
-            return CallFailedError(deliveries, error, kind, is_lock_wait=False)
-        if self._connection.closed_in_transaction and isinstance(error, (DatabaseError, InterfaceError)):
-            error = ClosedConnectionError()  # what it comes from looks like an outage, and is none
-        kind, behind = self._kind_behind(error)
-        vendor = self._connection.vendor
-        # SQLite's lock is on the whole database: no event is in its way more than another.
-        waited = behind is not None and vendor != "sqlite" and is_lock_wait(behind, vendor)
-        return CallFailedError(deliveries, error, kind, is_lock_wait=waited)
-
-    def _kind_behind(self, error: BaseException) -> tuple[ErrorKind, BaseException | None]:
-        """Return what to do about ``error``, and the error of our database that it was raised from.
-
-        Not one that was merely being handled: an event whose own fault shows on that way only would never die. One of
-        another database is the event's own, unless our connection broke as well.
-        """
-        if isinstance(error, HandlerTimeoutError | ClosedConnectionError):
-            return ErrorKind.PERMANENT, None
-        seen: set[int] = set()
-        at: BaseException | None = error
-        while at is not None and id(at) not in seen:
-            if isinstance(at, UndoneEffectsError) and at.cause is not None:
-                return kind_of(at.cause, self._using), at.cause
-            if isinstance(at, (DatabaseError, InterfaceError)):
-                return self._kind_of_database_error(at), at
-            seen.add(id(at))
-            at = at.__cause__
-        return ErrorKind.PERMANENT, None
-
-    def _kind_of_database_error(self, error: BaseException) -> ErrorKind:
-        if any(each is error for each in self._watch.errors):
-            return kind_of(error, self._using)
-        # Of another database, or of a driver's cursor that the watch does not see. A conflict costs nothing at first,
-        # wherever it was; that a database is away does count only where it is ours.
-        if classify(error, self._connection.vendor) is ErrorKind.CONFLICT:
-            return ErrorKind.CONFLICT
-        is_lost = self._connection.connection is not None and not self._connection.is_usable()
-        return ErrorKind.DISCONNECTED if is_lost else ErrorKind.PERMANENT
-
     def _note_hung(self) -> None:
         self._on_hung(self._at_work)
 
@@ -336,18 +263,6 @@ class HandlerCalls:
     def _execute(self, sql: str) -> None:
         with self._connection.cursor() as cursor:
             cursor.execute(sql)
-
-
-def _refuse_unfinished(result: object) -> None:
-    """Refuse what a call returns that is work which nobody will do.
-
-    :raises UnfinishedCallError: a coroutine, a generator or a future.
-    """
-    is_lazy = inspect.isawaitable(result) or inspect.isasyncgen(result) or isinstance(result, (Iterator, Future))
-    if is_lazy:
-        if inspect.iscoroutine(result):
-            result.close()  # or Python warns of it as well
-        raise UnfinishedCallError(result)
 
 
 def _each(deliveries: Deliveries) -> list[Deliveries]:

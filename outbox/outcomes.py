@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,31 +10,11 @@ from datetime import timedelta
 from outbox import signals
 from outbox.blame import message_of
 from outbox.brokers.base import IncomingRecord
+from outbox.portions import Portion
 from outbox.rejections import Rejection
 from outbox.rows import Locked
 
 logger = logging.getLogger(__name__)
-
-
-class Way(enum.Enum):
-    """How a part of a batch is done."""
-
-    TOGETHER = "together"
-    """In one transaction; the first call that fails ends it."""
-    IN_SAVEPOINTS = "in savepoints"
-    """In one transaction, a savepoint a call; what fails is left out."""
-    ALONE = "alone"
-    """One event, which is charged with what its handler does."""
-    ANNOUNCED = "announced"
-    """One event that may take its process or connection down: that it is at work is written down before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Portion:
-    """Records that one transaction is to bring to an end."""
-
-    records: list[IncomingRecord]
-    way: Way = Way.TOGETHER
 
 
 @dataclass(slots=True)

@@ -23,8 +23,10 @@ logger = logging.getLogger(__name__)
 _LONGEST_PAUSE: Final = timedelta(days=3650)
 """Whatever a handler asks for, the moment must be one that a database can hold."""
 
-_FREE_DEFERRALS: Final = 8
-"""So often in a row an event may find locks of others in its way, a second to two minutes apart, before it pays."""
+_FREE_DEFERRALS: Final = 25
+"""So often in a row an event may find locks of others in its way before it pays: about ten minutes."""
+
+_LONGEST_DEFERRAL_S: Final = 30
 
 _REMEMBERED: Final = 10_000
 
@@ -128,7 +130,7 @@ class Settling:
         if count > _FREE_DEFERRALS:
             self.charge(row, error)
             return 0
-        pause = timedelta(seconds=2 ** (count - 1) + self._rand())
+        pause = timedelta(seconds=min(2 ** (count - 1), _LONGEST_DEFERRAL_S) + self._rand())
         with transaction.atomic(using=self._using):
             return self._repository.wait([row.id], until=self._repository.now() + pause)
 

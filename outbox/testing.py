@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final, NamedTuple, TypeVar, overload
@@ -46,6 +46,7 @@ from outbox.models import OutboxMessage
 from outbox.policies import EventPolicies
 from outbox.relay import Relay
 from outbox.routes import ServiceRoute
+from outbox.watchdog import Watchdog
 from outbox.workers import build_consumer, routes_of
 
 P = TypeVar("P", bound=msgspec.Struct)
@@ -182,7 +183,7 @@ def drain(*services: str, ignore_backoff: bool = False, raise_on_dead: bool = Fa
     """
     workshop = _Workshop(routes_of(services))
     last_progress: tuple[int, ...] | None = None
-    with workshop.collecting_dead():
+    with closing(workshop.watchdog), workshop.collecting_dead():
         for _ in range(max_rounds):
             moved = workshop.work()
             if raise_on_dead and workshop.dead:
@@ -218,7 +219,7 @@ class _AllShards(ShardLeases):
 class _Service:
     """Relay and consumer of one service, worked by hand."""
 
-    def __init__(self, route: ServiceRoute, broker: MemoryBroker) -> None:
+    def __init__(self, route: ServiceRoute, broker: MemoryBroker, watchdog: Watchdog) -> None:
         configured = outbox_settings()
         self.repository = repository_of(route.service)
         self.relay = Relay(
@@ -231,7 +232,7 @@ class _Service:
             reference_bytes=configured.reference_bytes,
             clock=time.monotonic,
         )
-        self.consumer = build_consumer(route, broker)
+        self.consumer = build_consumer(route, broker, watchdog=watchdog)
         self._subscription = broker.subscribe(route, client_id="drain")
 
     def work(self) -> bool:
@@ -259,7 +260,8 @@ class _Workshop:
 
     def __init__(self, routes: Sequence[ServiceRoute]) -> None:
         broker = MemoryBroker()
-        self._services = {route.service: _Service(route, broker) for route in routes}
+        self.watchdog = Watchdog(grace=timedelta(seconds=outbox_settings().consumer.hung_handler_grace_seconds))
+        self._services = {route.service: _Service(route, broker, self.watchdog) for route in routes}
         self.dead: list[DeadEvent] = []
 
     def work(self) -> bool:

@@ -1,0 +1,46 @@
+"""The parts in which a batch is done, each in a transaction of its own. Pure."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from outbox.brokers.base import IncomingRecord
+
+
+class Way(enum.Enum):
+    """How a part of a batch is done."""
+
+    TOGETHER = "together"
+    """In one transaction; the first call that fails ends it."""
+    IN_SAVEPOINTS = "in savepoints"
+    """In one transaction, a savepoint a call; what fails is left out."""
+    ALONE = "alone"
+    """One event, which is charged with what its handler does."""
+    ANNOUNCED = "announced"
+    """One event that may take its process or connection down: that it is at work is written down before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Portion:
+    """Records that one transaction is to bring to an end."""
+
+    records: list[IncomingRecord]
+    way: Way = Way.TOGETHER
+
+
+def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
+    """Return ``records`` in two portions: what follows a poison event in its key may hold as many more."""
+    middle = len(records) // 2
+    return [*whole(records[:middle], way), *whole(records[middle:], way)]
+
+
+def whole(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
+    """Return ``records`` in one portion, or none where there are none."""
+    return [Portion(records, way)] if records else []
+
+
+def each_alone(records: Iterable[IncomingRecord]) -> list[Portion]:
+    """Return a portion for each of ``records``."""
+    return [Portion([record], Way.ALONE) for record in records]
