@@ -2,39 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Final
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+logger = logging.getLogger(__name__)
 
-def end_of_session(database: BaseDatabaseWrapper) -> Callable[[], object] | None:
-    """Return what ends the session of another thread's connection at the server, by a connection of its own thread.
+_END: Final = {"mysql": "KILL %s", "postgresql": "SELECT pg_terminate_backend(%s)"}
 
-    What that other thread waits for in the driver ends with an error, and its locks are free. SQLite has no sessions:
-    its statement at work is interrupted. Which session it is, is asked now: the connection may be another one later.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A connection and the server's name for it, asked by the thread that owns it: drivers let no other one ask."""
+
+    database: BaseDatabaseWrapper
+    driver: Any
+    session_id: int | None
+    """None for SQLite, which has no server."""
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether its thread still has this connection."""
+        return self.database.connection is self.driver and not self.database.closed_in_transaction
+
+    def end(self) -> None:
+        """End it from another thread, over a connection of that thread's own.
+
+        What its thread waits for in the driver ends with an error, and its locks are free.
+        """
+        if self.session_id is None:
+            self.driver.interrupt()
+            return
+        with connections[self.database.alias].cursor() as cursor:
+            cursor.execute(_END[self.database.vendor], [self.session_id])
+
+
+def session_of(database: BaseDatabaseWrapper) -> Session | None:
+    """Return the session of a connection of this thread; None where there is none, or it cannot be ended."""
     driver: Any = database.connection
     if driver is None or database.closed_in_transaction:
         return None
     try:
         if database.vendor == "sqlite":
-            return partial(driver.interrupt)
+            return Session(database, driver, None)
         if database.vendor == "mysql":
-            return partial(_execute, database.alias, "KILL %s", driver.thread_id())
+            return Session(database, driver, driver.thread_id())
         if database.vendor == "postgresql":
-            return partial(_execute, database.alias, "SELECT pg_terminate_backend(%s)", driver.info.backend_pid)
-    except Exception:  # noqa: BLE001 - the driver's own error: the connection is closed
-        return None
+            return Session(database, driver, driver.info.backend_pid)
+    except Exception:
+        logger.exception(
+            "session of database %s is unknown, a late handler's wait for it cannot be ended", database.alias
+        )
     return None
-
-
-def _execute(alias: str, statement: str, session_id: int) -> None:
-    with connections[alias].cursor() as cursor:
-        cursor.execute(statement, [session_id])
 
 
 def throw_away(databases: Iterable[BaseDatabaseWrapper], *, depths: Mapping[BaseDatabaseWrapper, int]) -> None:

@@ -3,10 +3,10 @@
 It first ends the database connections of the late thread from connections of its own, which frees its locks and ends
 its waits in the driver, and then raises an exception in it. A call that does not return even then ends the process.
 
-What keeps the interruption out of all code but the handler's: it is sent under the slot's mutex, at most once a call,
-and only while that call is the slot's work; the end of a call takes the mutex too, gives the slot's work back and takes
-back what was sent and not raised yet. What is raised within that end itself has the end done again, and cannot come a
-second time.
+What keeps the interruption out of all code but the handler's: it is sent under the slot's mutex, at most twice a call
+(code that lets no exception out may lose the first), and only while that call is the slot's work. The end of a call
+takes the mutex too, gives the slot's work back and takes back what was sent and not raised yet. What is raised within
+that end itself has the end done again, twice at the most.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from django.db.backends.signals import connection_created
 
 from outbox.bounded import run_bounded
 from outbox.exceptions import HandlerTimeoutError
-from outbox.late_connections import end_of_session, throw_away
+from outbox.late_connections import Session, session_of, throw_away
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -42,6 +42,8 @@ HUNG_EXIT_CODE: Final = 79
 """Exit code of a process that was ended because a handler did not return."""
 _END_SESSIONS_S: Final = 5.0
 """How long the interruption of a late call waits for the end of its database sessions."""
+_AGAIN_S: Final = 2.0
+"""How long an interruption may be without effect before it is sent once more."""
 
 _set_async_exc: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
 _set_async_exc.argtypes = [ctypes.c_ulong, ctypes.py_object]
@@ -56,35 +58,24 @@ class _Interrupt(BaseException):
 class _Call:
     """A call of a handler, and the one around it on the same thread."""
 
-    __slots__ = (
-        "databases",
-        "deadline",
-        "depths",
-        "is_interrupted",
-        "late_since",
-        "limit_s",
-        "name",
-        "on_hung",
-        "outer",
-    )
-    outer: _Call | None
-    deadline: float
-    limit_s: float
-    name: str
-    on_hung: Callable[[], None] | None
+    __slots__ = ("databases", "deadline", "depths", "late_since", "limit_s", "name", "on_hung", "outer", "sent")
 
     def __init__(
         self, slot: _Slot, deadline: float, limit_s: float, name: str, on_hung: Callable[[], None] | None
     ) -> None:
-        self.outer = outer = slot.work
+        outer = slot.work
         if outer is not None:
             on_hung = on_hung or outer.on_hung
             if outer.deadline < deadline:
                 deadline, limit_s, name = outer.deadline, outer.limit_s, outer.name
-        self.deadline, self.limit_s, self.name, self.on_hung = deadline, limit_s, name, on_hung
+        self.outer: _Call | None = outer
+        self.deadline: float = deadline
+        self.limit_s: float = limit_s
+        self.name: str = name
+        self.on_hung: Callable[[], None] | None = on_hung
         self.databases = slot.databases
         self.depths = [len(each.atomic_blocks) for each in slot.databases]
-        self.is_interrupted = False
+        self.sent = 0
         self.late_since: float | None = None
 
     def and_outer(self) -> Iterator[_Call]:
@@ -98,21 +89,29 @@ class _Call:
 class _Slot:
     """A thread that calls handlers, what it is at, and the databases that it has opened."""
 
-    __slots__ = ("__weakref__", "databases", "gave_up", "ident", "mutex", "work")
+    __slots__ = ("__weakref__", "databases", "gave_up", "ident", "mutex", "sessions", "work")
 
     def __init__(self) -> None:
         self.ident = threading.get_ident()
         self.work: _Call | None = None
         # Reentrant: an interruption between taking it and knowing so must not lock this thread out.
         self.mutex = threading.RLock()
-        self.databases = connections.all(initialized_only=True)
+        self.databases: list[BaseDatabaseWrapper] = []
+        self.sessions: list[Session] = []
         self.gave_up = False
+        for database in connections.all(initialized_only=True):
+            self.opened(database)
+
+    def send_interruption(self, call: _Call) -> None:
+        """Have it raised in this thread; the mutex is held."""
+        call.sent += 1
+        _set_async_exc(self.ident, _Interrupt)
 
     def end(self, call: _Call) -> None:
         """Make the call around ``call`` the one at work; from then on nothing is raised for ``call``."""
         with self.mutex:
             self.work = call.outer
-            if call.is_interrupted:
+            if call.sent:
                 _set_async_exc(self.ident, _NOTHING)
 
     def end_again(self, call: _Call) -> None:
@@ -123,9 +122,11 @@ class _Slot:
                 self.mutex.release()
 
     def opened(self, database: BaseDatabaseWrapper) -> None:
-        """Remember a database that this thread has opened."""
-        if not any(each is database for each in self.databases):
+        """Remember a connection of this thread."""
+        if database not in self.databases:
             self.databases = [*(each for each in self.databases if each.alias != database.alias), database]
+        session = session_of(database)
+        self.sessions = [each for each in (*self.sessions, session) if each is not None and each.is_open]
 
 
 class Watchdog:
@@ -184,7 +185,10 @@ class Watchdog:
             finally:
                 slot.end(call)
         except BaseException as error:
-            slot.end_again(call)
+            try:
+                slot.end_again(call)
+            except _Interrupt:
+                slot.end_again(call)
             if call.late_since is None:
                 raise
             caught = error
@@ -206,8 +210,6 @@ class Watchdog:
         if thread is not None and thread is not threading.current_thread():
             thread.join()
 
-    # --- the thread that calls ---------------------------------------------------------------------------------------
-
     def _new_slot(self, using: str) -> _Slot:
         connections[using]  # so that it is among those that are open
         slot = _Slot()
@@ -216,9 +218,7 @@ class Watchdog:
             if self._thread is None:
                 connection_created.connect(self._opened)
                 self._stop = threading.Event()
-                self._thread = threading.Thread(
-                    target=self._watch, args=[self._stop], name="handler-watchdog", daemon=True
-                )
+                self._thread = threading.Thread(target=self._watch, args=[self._stop], name="watchdog", daemon=True)
                 self._thread.start()
             self._local.slot = slot
         return slot
@@ -235,19 +235,15 @@ class Watchdog:
         late.__context__ = caught
         return late
 
-    # --- the thread that watches -------------------------------------------------------------------------------------
-
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(self._tick_s):
             with self._mutex:
                 slots = list(self._slots)
             for slot in slots:
-                call = slot.work
-                if call is not None and self._clock() >= call.deadline:
-                    try:
-                        self._act(slot)
-                    except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
-                        run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
+                try:
+                    self._act(slot)
+                except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
+                    run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
 
     def _act(self, slot: _Slot) -> None:
         """Interrupt the call at work, or end the process, where it is time to."""
@@ -257,24 +253,27 @@ class Watchdog:
             call, now = slot.work, self._clock()
             if call is None or now < call.deadline:
                 return
-            if any(now >= each.late_since + self._grace_s for each in call.and_outer() if each.late_since is not None):
+            since = [each.late_since for each in call.and_outer() if each.late_since is not None]
+            late_s = now - min(since, default=now)
+            if late_s >= self._grace_s:
                 self._give_up(slot, call)
-            elif not call.is_interrupted:
+            elif call.sent == 0:
                 self._interrupt(slot, call)
+            elif call.sent == 1 and late_s >= min(self._grace_s / 2, _AGAIN_S):
+                slot.send_interruption(call)
         finally:
             slot.mutex.release()
 
     def _interrupt(self, slot: _Slot, call: _Call) -> None:
-        text = "handler exceeded its time limit, interrupting: %s, %g s"
-        run_bounded([partial(logger.warning, text, call.name, call.limit_s)], timeout_s=0.0)
-        ends = [end for end in map(end_of_session, slot.databases) if end]
+        log = partial(logger.warning, "handler is late, interrupting: %s, %g s", call.name, call.limit_s)
+        run_bounded([log], timeout_s=0.0)
+        ends = [session.end for session in slot.sessions if session.is_open]
         run_bounded(ends, timeout_s=min(self._grace_s, _END_SESSIONS_S))
         now = self._clock()
         for each in call.and_outer():  # those around it lose their connections as well
             if each.late_since is None and now >= each.deadline:
                 each.late_since = now
-        call.is_interrupted = True
-        _set_async_exc(slot.ident, _Interrupt)
+        slot.send_interruption(call)
 
     def _give_up(self, slot: _Slot, call: _Call) -> None:
         """End the process while the slot's mutex is held, so that a handler that returns now goes no further."""

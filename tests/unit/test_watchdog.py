@@ -159,6 +159,23 @@ def test_a_late_handler_is_interrupted_once(watchdog: Watchdog) -> None:
     assert len(interruptions) == 1
 
 
+def test_an_interruption_that_was_lost_comes_once_more(exits: list[int]) -> None:
+    """Callbacks of drivers and finalizers let no exception out."""
+    watchdog = Watchdog(grace=timedelta(seconds=2), tick=timedelta(milliseconds=5), end_process=exits.append)
+
+    def lose_it() -> None:
+        with suppress(BaseException):
+            loop_for(LONG_S)
+        loop_for(LONG_S)
+
+    try:
+        with pytest.raises(HandlerTimeoutError):
+            call(watchdog, lose_it)
+    finally:
+        watchdog.close()
+    assert exits == []
+
+
 def test_nothing_is_raised_while_no_handler_runs(watchdog: Watchdog) -> None:
     call(watchdog, lambda: None)
     loop_for(LIMIT_S * 5)
