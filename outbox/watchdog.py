@@ -237,13 +237,16 @@ class Watchdog:
 
     def _watch(self, stop: threading.Event) -> None:
         while not stop.wait(self._tick_s):
-            with self._mutex:
-                slots = list(self._slots)
-            for slot in slots:
-                try:
-                    self._act(slot)
-                except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
-                    run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
+            self._look()  # its frame ends with it: one that stayed would keep the slots of threads that ended
+
+    def _look(self) -> None:
+        with self._mutex:
+            slots = list(self._slots)
+        for slot in slots:
+            try:
+                self._act(slot)
+            except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
+                run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
 
     def _act(self, slot: _Slot) -> None:
         """Interrupt the call at work, or end the process, where it is time to."""

@@ -29,8 +29,12 @@ def swallow(_: object) -> None:
     """Make nothing of the interruption."""
     while True:
         with suppress(BaseException):
-            while True:
-                time.sleep(0.01)
+            doze()
+
+
+def doze() -> None:
+    while True:
+        time.sleep(0.01)
 
 
 WAYS: dict[str, Callable[[object], None]] = {way.__name__: way for way in (receive, lock, swallow)}
@@ -43,7 +47,7 @@ def main(way: str) -> None:
     django.setup()
     from outbox.watchdog import Watchdog
 
-    watchdog = Watchdog(grace=timedelta(seconds=0.5), tick=timedelta(seconds=0.05))
+    watchdog = Watchdog(grace=timedelta(seconds=2), tick=timedelta(seconds=0.05))
     watchdog.call(
         WAYS[way],
         None,

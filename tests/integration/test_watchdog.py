@@ -169,7 +169,7 @@ def test_the_locks_of_a_handler_that_does_not_end_yet_are_free(watchdog: Watchdo
         holds.set()
         while not got_it.is_set():
             with suppress(BaseException):
-                got_it.wait(0.01)
+                got_it.wait(SOON_S)
 
     def take_the_lock() -> None:
         assert holds.wait(SOON_S)
