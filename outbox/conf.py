@@ -35,13 +35,15 @@ class ServiceOptions(_Options, frozen=True):
 
 
 class EventOptions(_Options, frozen=True):
-    """Retries of one event type, over what its contract says."""
+    """Retries and time limit of one event type, over what its contract says."""
 
     base_seconds: PositiveSeconds | None = None
     cap_seconds: PositiveSeconds | None = None
     max_attempts: PositiveInt | None = None
     jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     on_dead: str | None = None
+    time_limit_seconds: PositiveSeconds | None = None
+    """How long one call of its handler may take."""
 
 
 class RelayOptions(_Options, frozen=True):
@@ -82,9 +84,9 @@ class ConsumerOptions(_Options, frozen=True):
     handler_time_limit_seconds: PositiveSeconds = 60.0
     """How long one call of a handler may take, unless its event type says otherwise."""
     hung_handler_grace_seconds: PositiveSeconds = 10.0
-    """How long a handler that was interrupted may take to end, before its process is ended."""
+    """How long a handler that was interrupted may still take; then the process ends."""
     transaction_seconds: PositiveSeconds = 5.0
-    """What has not begun by then belongs to the next transaction."""
+    """Budget of one transaction: events that have not begun by then belong to the next one."""
 
 
 class LeaseOptions(_Options, frozen=True):
@@ -149,6 +151,13 @@ class OutboxSettings(_Options, frozen=True):
             max_attempts=options.max_attempts or base.max_attempts,
             jitter=base.jitter if options.jitter is None else options.jitter,
         )
+
+    def time_limit(self, event_type: str, declared: timedelta | None) -> timedelta:
+        """Return how long a handler call of ``event_type`` may take: configuration, its contract, the default."""
+        options = self.events.get(event_type)
+        if options is not None and options.time_limit_seconds is not None:
+            return timedelta(seconds=options.time_limit_seconds)
+        return declared or timedelta(seconds=self.consumer.handler_time_limit_seconds)
 
 
 @lru_cache(maxsize=1)

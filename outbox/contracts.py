@@ -8,6 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -44,7 +45,7 @@ class OnDead(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EventContract(Generic[P]):
-    """One event type: who owns it, what it carries, how it is keyed and how it is retried."""
+    """One event type: who owns it, what it carries, how it is keyed, how it is retried and how long it may take."""
 
     event_type: str
     service: str
@@ -55,6 +56,7 @@ class EventContract(Generic[P]):
     retry: RetryPolicy | None = None
     on_dead: OnDead = OnDead.CONTINUE
     validate: Callable[[P], None] | None = None
+    time_limit: timedelta | None = None
     upcasters: dict[str, tuple[str, Upcaster]] = field(default_factory=dict)
 
     def message_key(self, payload: P) -> str:
@@ -205,19 +207,23 @@ def event(
     retry: RetryPolicy | None = None,
     on_dead: OnDead | str = OnDead.CONTINUE,
     validate: Callable[[Any], None] | None = None,
+    time_limit: timedelta | None = None,
     registry: ContractRegistry = contracts,
 ) -> Callable[[type[P]], type[P]]:
     """Declare a msgspec Struct as the contract of ``event_type``.
 
     ``key`` and ``aggregate_id`` name a field or are functions of the payload; the aggregate id defaults to the key.
     ``validate`` checks at publish and at decode what types cannot express, and raises ``FieldError``.
+    ``time_limit`` is how long one call of the handler may take.
 
-    :raises ConfigurationError: the class is not a Struct, or has no such field.
+    :raises ConfigurationError: the class is not a Struct, or has no such field; or the time limit is not positive.
     """
 
     def declare(payload_type: type[P]) -> type[P]:
         if not (isinstance(payload_type, type) and issubclass(payload_type, msgspec.Struct)):
             raise ConfigurationError(f"@event({event_type!r}) wants a msgspec.Struct, got {payload_type!r}")
+        if time_limit is not None and time_limit <= timedelta(0):
+            raise ConfigurationError(f"@event({event_type!r}): time_limit must be positive, got {time_limit!r}")
         registry.add(
             EventContract(
                 event_type=event_type,
@@ -229,6 +235,7 @@ def event(
                 retry=retry,
                 on_dead=OnDead(on_dead),
                 validate=validate,
+                time_limit=time_limit,
             )
         )
         return payload_type

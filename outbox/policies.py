@@ -25,8 +25,9 @@ class EventPolicies:
         return self.configured.retry_policy(event_type, contract.retry if contract else None)
 
     def time_limit(self, event_type: str) -> timedelta:
-        """Return how long one call of an event's handler may take."""
-        return timedelta(seconds=self.configured.consumer.handler_time_limit_seconds)
+        """Return how long one call of its handler may take."""
+        contract = self._contract(event_type)
+        return self.configured.time_limit(event_type, contract.time_limit if contract else None)
 
     def parks_key(self, event_type: str) -> bool:
         """Say whether the death of an event holds back the later events of its key."""

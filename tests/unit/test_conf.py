@@ -71,6 +71,8 @@ def test_values_are_read_from_upper_case_keys(settings: Any) -> None:
         ({"SERVICES": {"agent": {"TABLE": 1}}}, "TABLE"),
         ({"EVENTS": {"a.b": {"MAX_ATTEMPTS": 0}}}, "MAX_ATTEMPTS"),
         ({"EVENTS": {"a.b": {"JITTER": 1.5}}}, "JITTER"),
+        ({"EVENTS": {"a.b": {"TIME_LIMIT_SECONDS": 0}}}, "TIME_LIMIT_SECONDS"),
+        ({"CONSUMER": {"HANDLER_TIME_LIMIT_SECONDS": -1}}, "$.CONSUMER.HANDLER_TIME_LIMIT_SECONDS"),
         ({"RETRY_JITTER": 2}, "$.RETRY_JITTER"),
         ({"MAX_PAYLOAD_BYTES": None}, "$.MAX_PAYLOAD_BYTES"),
         ({"BROKER": "kafka"}, "$.BROKER"),

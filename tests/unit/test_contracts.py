@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Annotated, Any
 
 import msgspec
@@ -281,6 +281,12 @@ def test_contract_keeps_what_was_declared(registry: ContractRegistry) -> None:
     assert list(registry) == [contract]
     assert registry.of_service("agent") == (contract,)
     assert registry.of_service("task") == ()
+
+
+@pytest.mark.parametrize("limit", [timedelta(0), timedelta(seconds=-1)])
+def test_a_time_limit_that_no_handler_can_keep_is_refused(registry: ContractRegistry, limit: timedelta) -> None:
+    with pytest.raises(ConfigurationError, match="time_limit must be positive"):
+        event("order.placed", service="agent", key="order_id", time_limit=limit, registry=registry)(Order)
 
 
 def test_field_that_does_not_exist_is_refused(registry: ContractRegistry) -> None:

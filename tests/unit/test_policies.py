@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from outbox import OnDead, RetryPolicy, event
-from outbox.conf import EventOptions, OutboxSettings
+from outbox.conf import ConsumerOptions, EventOptions, OutboxSettings
 from outbox.contracts import ContractRegistry
 from outbox.policies import EventPolicies
 
@@ -27,6 +27,7 @@ def contracts() -> ContractRegistry:
         key="key",
         retry=RetryPolicy(base=timedelta(seconds=3), max_attempts=4),
         on_dead=OnDead.PARK,
+        time_limit=timedelta(minutes=5),
         registry=registry,
     )
     class Special(msgspec.Struct):
@@ -61,3 +62,22 @@ def test_configuration_has_the_last_word(contracts: ContractRegistry) -> None:
     assert not configured.parks_key("special")
     assert configured.retry("plain").base == timedelta(seconds=0.5)
     assert configured.parks_key("plain")
+
+
+def test_a_time_limit_is_that_of_the_configuration_then_the_contract_then_the_default(
+    contracts: ContractRegistry,
+) -> None:
+    assert policies(contracts).time_limit("plain") == timedelta(seconds=60)
+    assert policies(contracts).time_limit("nobody.registered") == timedelta(seconds=60)
+    assert policies(contracts).time_limit("special") == timedelta(minutes=5)
+
+    configured = policies(contracts, special=EventOptions(time_limit_seconds=2), plain=EventOptions(max_attempts=2))
+    assert configured.time_limit("special") == timedelta(seconds=2)
+    assert configured.time_limit("plain") == timedelta(seconds=60)
+
+
+def test_the_default_time_limit_can_be_set(contracts: ContractRegistry) -> None:
+    configured = OutboxSettings(consumer=ConsumerOptions(handler_time_limit_seconds=5))
+
+    assert EventPolicies(contracts, configured).time_limit("plain") == timedelta(seconds=5)
+    assert EventPolicies(contracts, configured).time_limit("special") == timedelta(minutes=5)
