@@ -6,18 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
-from django.db import connections
-from django.db.utils import DatabaseError, InterfaceError
-
 from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
-from outbox.database_errors import ErrorKind, kind_of
-from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
+from outbox.exceptions import LostSubscriptionError
 from outbox.handling import BatchHandling
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.held import HeldRecords
 from outbox.leases import Switches
-from outbox.outage import OutageWatch
+from outbox.outage import ConnectionBackoff
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
 from outbox.sessions import close_if_idle
@@ -55,7 +51,7 @@ class Consumer:
         self._in_hand: list[IncomingRecord] = []
         """Received and not brought to an end: an outage came in between."""
         self._assignments: dict[int, int] = {}
-        self._backoff = OutageWatch(route.service, "consumer")
+        self._backoff = ConnectionBackoff(route.service, "consumer")
 
     @property
     def totals(self) -> ConsumerTotals:
@@ -76,6 +72,7 @@ class Consumer:
         An outage only makes it wait: the batch in hand is kept and done again. So does an error of the library or the
         schema, unless an end is set: then it is raised, for a person to see.
         """
+        serves_for_ever = max_events is None and is_drained is None
         self._heartbeat.start()
         try:
             while not stop.is_set and (max_events is None or self.totals.handled < max_events):
@@ -88,10 +85,12 @@ class Consumer:
                     is_idle = not worked and not self._held
                     if is_idle and is_drained is not None and (self._switches.consumer_paused or is_drained()):
                         break
-                except Exception as error:  # noqa: BLE001 - raised again where nobody would wait for its end
-                    pause = self._wait_out(error, has_end=max_events is not None or is_drained is not None)
+                except Exception as error:  # noqa: BLE001 - raised again where it is not waited for
+                    pause = self._backoff.record(error, using=self._route.database, waits_for_faults=serves_for_ever)
+                    if isinstance(error, LostSubscriptionError):
+                        self._unsubscribe()
                 else:
-                    self._backoff.over()
+                    self._backoff.record_success()
                     if self._switches.consumer_paused:
                         pause = timedelta(milliseconds=self._options.poll_interval_ms)
                     elif not worked:
@@ -170,23 +169,6 @@ class Consumer:
             self._takeovers.look(assignments)
             self._heartbeat.hold(assignments.keys())
             self._assignments = dict(assignments)
-
-    def _wait_out(self, error: Exception, *, has_end: bool) -> timedelta:
-        """Return how long to pause for ``error``, having left what it concerns.
-
-        :raises Exception: ``error`` itself, where nobody would wait for its end.
-        """
-        if isinstance(error, BrokerUnavailableError):
-            return self._backoff.failed("broker", error)
-        if isinstance(error, LostSubscriptionError):
-            self._unsubscribe()
-            return self._backoff.failed("subscription", error)
-        kind = kind_of(error, self._route.database) if isinstance(error, (DatabaseError, InterfaceError)) else None
-        if kind in (None, ErrorKind.PERMANENT) and has_end:
-            raise error
-        connections[self._route.database].close()
-        what = "database" if kind not in (None, ErrorKind.PERMANENT) else "worker"
-        return self._backoff.failed(what, error)
 
     def _open(self) -> Subscription:
         if self._subscription is None:

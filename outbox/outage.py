@@ -1,4 +1,4 @@
-"""Waiting out an outage: growing pauses, said once when it begins, now and then while it lasts, and when it is over."""
+"""Waiting for what a worker depends on: growing pauses, logged at first, ever more rarely, and when it is over."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import logging
 from datetime import timedelta
 from typing import Final
 
+from django.db import connections
+from django.db.utils import DatabaseError, InterfaceError
+
 from outbox import signals
 from outbox.backoff import RetryPolicy, delay
+from outbox.database_errors import ErrorKind, kind_of
+from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
 
 logger = logging.getLogger(__name__)
 
@@ -15,36 +20,101 @@ PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seco
 """The cap is short: a worker should be back within seconds of the broker or the database."""
 
 
-class OutageWatch:
-    """Counts failures in a row of what one worker depends on."""
+class ConnectionBackoff:
+    """Counts failures in a row of one worker: of what it depends on, or of its own.
+
+    Log lines come at 1, 2, 4, 8, … failures in a row: a night without a database does not fill the disk.
+    """
 
     def __init__(self, service: str, worker: str, *, rand: float = 0.5) -> None:
         self._service, self._worker, self._rand = service, worker, rand
         self._what = ""
         self._failures = 0
+        self._traced: set[tuple[type, object]] = set()
 
-    def failed(self, what: str, error: BaseException, *, state: str = "away") -> timedelta:
-        """Note one more failure of ``what``, which is ``state``, and return how long to pause."""
-        self._what = what
-        self._failures += 1
-        pause = delay(self._failures, PAUSES, self._rand)
-        # Said at 1, 2, 4, 8, … failures: an outage of a night does not fill the disk.
-        if self._failures & (self._failures - 1) == 0:
+    def record(self, error: Exception, *, using: str, waits_for_faults: bool) -> timedelta:
+        """Count ``error`` as what it is, closing the connection to ``using`` unless it is the broker's.
+
+        A fault of the worker itself, a missing table or a bug, is raised again where nobody ``waits_for_faults``.
+        """
+        if isinstance(error, BrokerUnavailableError):
+            return self.record_failure("broker", error)
+        if isinstance(error, LostSubscriptionError):
+            return self.record_failure("subscription", error)
+        is_of_database = isinstance(error, (DatabaseError, InterfaceError))
+        kind = kind_of(error, using) if is_of_database else ErrorKind.PERMANENT
+        if kind is ErrorKind.PERMANENT and not waits_for_faults:
+            raise error
+        connections[using].close()
+        if kind is ErrorKind.PERMANENT:
+            return self.record_fault(error, using=using)
+        return self.record_failure("database", error, kind=kind)
+
+    def record_failure(self, what: str, error: BaseException, *, kind: ErrorKind = ErrorKind.UNAVAILABLE) -> timedelta:
+        """Count one more failure of ``what``, which costs no event an attempt; return how long to pause."""
+        pause = self._count(what, error)
+        if self._is_logged:
+            state = "busy" if kind is ErrorKind.CONFLICT else "unavailable"
             logger.warning(
-                "%s of %s: the %s is %s; waiting %.1f s, no event loses an attempt: %s",
-                self._worker,
-                self._service,
+                "%s %s, retrying: service=%s worker=%s failures=%d pause_seconds=%.1f error=%s",
                 what,
                 state,
+                self._service,
+                self._worker,
+                self._failures,
                 pause.total_seconds(),
                 error,
             )
-        signals.outage.send_robust(self._service, what=what, error=str(error), pause_seconds=pause.total_seconds())
         return pause
 
-    def over(self) -> None:
+    def record_fault(self, error: Exception, *, using: str) -> timedelta:
+        """Count one more failure of the worker itself, its traceback once for each kind; return how long to pause.
+
+        Other services in the process go on. ``using`` is the worker's database.
+        """
+        pause = self._count(self._worker, error)
+        kind = (type(error), error.args[0] if error.args and isinstance(error.args[0], int) else None)
+        if self._is_logged or kind not in self._traced:
+            hint = (
+                f" (the database refused a statement: are its tables up to date? See `manage.py migrate --database "
+                f"{using}` and `manage.py check --database {using}`)"
+                if isinstance(error, DatabaseError)
+                else ""
+            )
+            logger.error(
+                "%s failed, retrying: service=%s failures=%d pause_seconds=%.1f error=%s: %s%s",
+                self._worker,
+                self._service,
+                self._failures,
+                pause.total_seconds(),
+                type(error).__name__,
+                error,
+                hint,
+                exc_info=error if kind not in self._traced else None,
+            )
+            self._traced.add(kind)
+        return pause
+
+    def record_success(self) -> None:
         """Note that work goes on."""
         if self._failures:
-            logger.warning("%s of %s: the %s is back", self._worker, self._service, self._what)
+            logger.warning(
+                "%s recovered: service=%s worker=%s failures=%d",
+                self._what,
+                self._service,
+                self._worker,
+                self._failures,
+            )
             signals.recovered.send_robust(self._service, what=self._what)
             self._failures = 0
+
+    @property
+    def _is_logged(self) -> bool:
+        return self._failures & (self._failures - 1) == 0
+
+    def _count(self, what: str, error: BaseException) -> timedelta:
+        self._what = what
+        self._failures += 1
+        pause = delay(self._failures, PAUSES, self._rand)
+        signals.outage.send_robust(self._service, what=what, error=str(error), pause_seconds=pause.total_seconds())
+        return pause

@@ -19,11 +19,12 @@ from django.db import connections, transaction
 from django.db.models import QuerySet
 from django.db.utils import DatabaseError
 
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
 from outbox.repository import OutboxRepository
 from outbox.shutdown import StopFlag
-from outbox.sql import Trouble, to_db, trouble_of
+from outbox.sql import to_db
 from outbox.statistics import count_rows
 
 logger = logging.getLogger(__name__)
@@ -158,7 +159,7 @@ class Pruning:
                     return work()
             except DatabaseError as error:
                 failures += 1
-                if failures >= _CONTENTION_LIMIT or trouble_of(error, using) is not Trouble.CONTENTION:
+                if failures >= _CONTENTION_LIMIT or kind_of(error, using) is not ErrorKind.CONFLICT:
                     raise
                 logger.info(
                     "pruning %s: a batch lost its locks and comes again: %s", self.repository.route.table, error

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox import signals
@@ -26,11 +25,11 @@ from outbox.fields import SHARD_COUNT
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
 from outbox.marks import Hand, OwnHand, PublishedMarks
-from outbox.outage import OutageWatch
+from outbox.outage import ConnectionBackoff
 from outbox.repository import OutboxRepository
 from outbox.rows import Due, Failure
 from outbox.shutdown import StopFlag
-from outbox.sql import Trouble, from_db, trouble_of
+from outbox.sql import from_db
 from outbox.wakeups import WakeUpSocket
 
 logger = logging.getLogger(__name__)
@@ -97,24 +96,28 @@ class Relay:
         self._swept_at = clock()
         self._redelivered_at: float | None = None
         self._horizon = DeliveryHorizon()
-        self._outage = OutageWatch(self._route.service, "relay")
+        self._backoff = ConnectionBackoff(self._route.service, "relay")
         self._idle_pause = self._shortest_pause = timedelta(milliseconds=options.poll_interval_ms)
         self._open_wake_ups = wake_ups
         self._wake_ups: WakeUpSocket | None = None
         self._was_woken = False
 
     def run(self, stop: StopFlag, *, once: bool = False) -> RelayTotals:
-        """Work until ``stop`` is set; with ``once``, until nothing more is due. An outage only makes it wait."""
+        """Work until ``stop`` is set; with ``once``, until nothing more is due.
+
+        An outage only makes it wait. So does a fault of its own, a missing table or a bug, but for ``once``: a person
+        sees it then. Whoever serves for ever goes on by itself when it is mended.
+        """
         try:
             self._wake_ups = self._open_wake_ups()
             while not stop.is_set:
-                pause = self._try_step()
+                pause = self._try_step(once=once)
                 if pause is None:
                     self._was_woken = False
-                    continue
-                if once and not pause.outage and self._is_drained():
+                elif pause.is_last:
                     break
-                self._rest(pause, stop)
+                else:
+                    self._rest(pause, stop)
             self._drain_quietly()
         finally:
             self._close()
@@ -275,30 +278,34 @@ class Relay:
 
     # --- the loop ------------------------------------------------------------------------------------------------
 
-    def _try_step(self) -> _Pause | None:
+    def _try_step(self, *, once: bool) -> _Pause | None:
         """Take one step; return how long to pause, None for going on at once."""
         try:
             worked = self.step()
-        except BrokerUnavailableError as error:
-            self._in_flight.clear()
-            self._after = None
-            return _Pause(self._outage.failed("broker", error), outage=True)
-        except (DatabaseError, InterfaceError) as error:
-            trouble = trouble_of(error, self._route.database)
-            if trouble is Trouble.STATEMENT:
-                raise
-            self._in_flight.clear()
-            self._after = None
-            self._leases.forget()
-            connections[self._route.database].close()
-            return _Pause(self._outage.failed("database", error, state=trouble.state), outage=True)
-        self._outage.over()
+            is_last = once and not worked and self._is_drained()
+        except Exception as error:  # noqa: BLE001 - raised again where it is not waited for
+            return _Pause(self._recover(error, once=once), outage=True)
+        self._backoff.record_success()
         if worked:
             self._idle_pause = self._shortest_pause
             return None
         pause = self._idle_pause
         self._idle_pause = min(pause * 2, timedelta(milliseconds=self._options.max_poll_interval_ms))
-        return _Pause(pause, outage=False)
+        return _Pause(pause, is_last=is_last)
+
+    def _recover(self, error: Exception, *, once: bool) -> timedelta:
+        """Have everything that was not settled claimed and sent again; return how long to pause before.
+
+        :raises Exception: it is a fault of the relay itself, and a person waits for ``once``.
+        """
+        pause = self._backoff.record(error, using=self._route.database, waits_for_faults=not once)
+        self._in_flight.clear()
+        self._after = None
+        if not isinstance(error, BrokerUnavailableError):
+            self._leases.forget()
+            if not isinstance(error, (DatabaseError, InterfaceError)):
+                self._close_producer()  # a client that is in no known state
+        return pause
 
     def _rest(self, pause: _Pause, stop: StopFlag) -> None:
         """Pause; a hint that rows were committed ends it, unless the database or the broker is away.
@@ -340,11 +347,16 @@ class Relay:
         self._marks.close()
         if self._wake_ups is not None:
             self._wake_ups.close()
-        if self._producer is not None:
-            self._producer.close()
+        self._close_producer()
+
+    def _close_producer(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            producer.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Pause:
     length: timedelta
-    outage: bool
+    outage: bool = False
+    is_last: bool = False

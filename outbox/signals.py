@@ -44,10 +44,13 @@ redelivered: Final = Signal()
 """Rows stuck in ``published`` went back to ``pending``. Arguments: ``count``."""
 
 outage: Final = Signal()
-"""The broker or the database is away. Arguments: ``what``, ``error``, ``pause_seconds``."""
+"""The broker or the database is unavailable, or the worker itself fails, and is tried again after a pause.
+
+Arguments: ``what`` (``broker``, ``database``, ``subscription``, ``relay``, ``consumer``), ``error``, ``pause_seconds``.
+"""
 
 recovered: Final = Signal()
-"""What was away is back. Arguments: ``what``."""
+"""Work goes on. Arguments: ``what``, as ``outage`` said it last."""
 
 replayed: Final = Signal()
 """A person sent dead rows again. Arguments: ``ids``, ``by``."""

@@ -29,7 +29,7 @@ from outbox.handling import BatchHandling
 from outbox.heartbeat import Heartbeat
 from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
 from outbox.marks import Hand, OtherHands, OwnHand
-from outbox.outage import OutageWatch
+from outbox.outage import ConnectionBackoff
 from outbox.outcomes import ConsumerTotals
 from outbox.policies import EventPolicies
 from outbox.rejections import RejectionStore
@@ -216,15 +216,15 @@ def wait_for_topics(
 
     :raises TopicNotReadyError: the broker answers, and a topic is still not there after ``timeout``.
     """
-    watch = OutageWatch(",".join(route.service for route in routes), "start")
+    backoff = ConnectionBackoff(",".join(route.service for route in routes), "start")
     deadline: float | None = None
     while not stop.is_set:
         try:
             states = broker.create_topics(routes) if create else broker.topics(routes)
         except BrokerUnavailableError as error:
-            stop.wait(watch.failed("broker", error))
+            stop.wait(backoff.record_failure("broker", error))
             continue
-        watch.over()
+        backoff.record_success()
         missing = [state for state in states if not state.exists or state.problem]
         if not missing:
             return states

@@ -50,6 +50,9 @@ class Threads:
         thread.start()
         return thread
 
+    def are_all_over(self) -> bool:
+        return not any(thread.is_alive() for thread in self._started)
+
     def check_no_errors(self) -> None:
         assert self.errors == [], self.errors
 

@@ -24,10 +24,10 @@ from agent_events.notification.policy import Answer, Outcome, Verdict, judge
 from agent_events.notification.preparation import Preparation, Request
 from agent_events.notification.records import Claimed, Exchange, NotificationRecords
 from agent_events.notification.sender import WebhookSender
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import OutboxError
-from outbox.outage import OutageWatch
+from outbox.outage import ConnectionBackoff
 from outbox.shutdown import StopFlag
-from outbox.sql import Trouble, trouble_of
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Deliverer:
         self._unsent: set[str] = set()
         self._finished: queue.SimpleQueue[_Result] = queue.SimpleQueue()
         self._in_hand: _Result | None = None
-        self._outage = OutageWatch("notification", "delivery")
+        self._backoff = ConnectionBackoff("notification", "delivery")
 
     def run(self, stop: StopFlag, *, once: bool = False) -> DeliveryTotals:
         """Work until ``stop`` is set; with ``once``, until nothing more is due. An outage only makes it wait."""
@@ -121,12 +121,13 @@ class Deliverer:
             try:
                 worked = self.step()
             except (DatabaseError, InterfaceError) as error:
-                if trouble_of(error, self._records.using) is Trouble.STATEMENT:
+                kind = kind_of(error, self._records.using)
+                if kind is ErrorKind.PERMANENT:
                     raise
                 connections[self._records.using].close()
-                stop.wait(self._outage.failed("database", error))
+                stop.wait(self._backoff.record_failure("database", error, kind=kind))
                 continue
-            self._outage.over()
+            self._backoff.record_success()
             if not worked:
                 if once:
                     break

@@ -22,13 +22,14 @@ from outbox import signals
 from outbox.admin.pages import rows_of
 from outbox.admin.rendering import visible
 from outbox.catalog import repository_of, service_models
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import OutboxError
 from outbox.fields import UtcNow
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage, RejectedRecord, ServiceSwitch
 from outbox.rejections import RejectionStore
 from outbox.routes import ServiceRoute
-from outbox.sql import Trouble, storable, trouble_of
+from outbox.sql import storable
 
 RELAY_PART: Final = "relay"
 CONSUMER_PART: Final = "consumer"
@@ -169,16 +170,16 @@ def _changing(route: ServiceRoute) -> Iterator[None]:
 
 @contextmanager
 def _guarded(using: str) -> Iterator[None]:
-    """Turn a database that is away or too busy into words; the transaction was rolled back.
+    """Turn a database that is unavailable or too busy into words; the transaction was rolled back.
 
     :raises NotDoneError: it is.
     """
     try:
         yield
     except (DatabaseError, InterfaceError) as error:
-        trouble = trouble_of(error, using)
-        if trouble is Trouble.OUTAGE:
+        kind = kind_of(error, using)
+        if kind in {ErrorKind.UNAVAILABLE, ErrorKind.DISCONNECTED}:
             raise NotDoneError("The database cannot be reached: nothing was changed. Try again later.") from error
-        if trouble is Trouble.CONTENTION:
+        if kind is ErrorKind.CONFLICT:
             raise NotDoneError("The rows are locked by a worker: nothing was changed. Try again.") from error
         raise

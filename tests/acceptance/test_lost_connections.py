@@ -61,5 +61,5 @@ def test_lost_database_connection_costs_no_attempt(install: Install, kind: str) 
     installation.wait_until_done(alive=workers)
     installation.check()
     for worker in workers:
-        assert "the database is away" in worker.text
+        assert "database unavailable, retrying" in worker.text
         worker.stop()

@@ -65,7 +65,7 @@ def test_outage_is_nobodys_fault(install: Install, server: str, how: str) -> Non
     installation.wait_until_done(alive=workers)
     installation.check()
     for worker in workers:
-        assert f"the {NAMES[server]} is back" in worker.text
+        assert f"{NAMES[server]} recovered" in worker.text
         worker.stop()
 
 
@@ -130,4 +130,4 @@ def test_workers_can_be_stopped_during_an_outage(install: Install, server: str) 
 
 
 def _says_away(worker: Worker, server: str) -> bool:
-    return f"the {NAMES[server]} is away" in worker.text
+    return f"{NAMES[server]} unavailable, retrying" in worker.text

@@ -21,11 +21,12 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox import Discard
 from outbox.admin import operations
 from outbox.brokers.memory import MemoryBroker
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.lifecycle import BURY, CONSUME, MARK_PUBLISHED, REPLAY, RETRY, UNFINISHED, WAIT, Status, Transition
 from outbox.pruning import Pruning
 from outbox.rows import Locked, NewRow
 from outbox.shutdown import StopFlag
-from outbox.sql import Trouble, to_db, trouble_of
+from outbox.sql import to_db
 from tests import factories
 from tests.repositories import FAILURE, UNLIMITED
 from tests.threads import together
@@ -114,7 +115,7 @@ class HotRows:
             try:
                 trade(chance)
             except DatabaseError as error:
-                if trade == self.writer or trouble_of(error, self.alias) is not Trouble.CONTENTION:
+                if trade == self.writer or kind_of(error, self.alias) is not ErrorKind.CONFLICT:
                     raise
                 self.books.contention[trade.__name__] += 1  # those do it again
 

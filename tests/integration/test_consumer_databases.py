@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, ProgrammingError, connections
+from django.db import DatabaseError, IntegrityError, InterfaceError, OperationalError, connections
 
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import Delivery
 from outbox.brokers.memory import MemoryBroker
 from outbox.consumer import Consumer
 from outbox.heartbeat import NullHeartbeat
-from outbox.sql import Trouble, trouble_of
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
 from tests.factories import database_now, get, make_due, records_of, statuses
@@ -26,63 +25,6 @@ from tests.transactions import (
     second_connection,
 )
 from tests.waiting import wait_until
-
-
-def from_postgres(state: str, *, kind: type[Exception] = OperationalError) -> Exception:
-    """Return an error as Django makes it from one of PostgreSQL's."""
-    error = kind("text")
-    error.__cause__ = type("Cause", (Exception,), {"sqlstate": state})()
-    return error
-
-
-TROUBLES = [
-    ("mariadb", OperationalError(2006, "Server has gone away"), Trouble.OUTAGE),
-    ("mariadb", OperationalError(2013, "Lost connection to server during query"), Trouble.OUTAGE),
-    ("mariadb", OperationalError(2002, "Can't connect"), Trouble.OUTAGE),
-    ("mariadb", OperationalError(1927, "Connection was killed"), Trouble.OUTAGE),
-    ("mariadb", OperationalError(1040, "Too many connections"), Trouble.OUTAGE),
-    ("mariadb", OperationalError(1053, "Server shutdown in progress"), Trouble.OUTAGE),
-    ("mariadb", OperationalError(1290, "running with the --read-only option"), Trouble.OUTAGE),
-    ("mariadb", InterfaceError(0, ""), Trouble.OUTAGE),
-    ("mariadb", OperationalError(1205, "Lock wait timeout exceeded"), Trouble.CONTENTION),
-    ("mariadb", OperationalError(1213, "Deadlock found"), Trouble.CONTENTION),
-    ("mariadb", OperationalError(1020, "Record has changed since last read"), Trouble.CONTENTION),
-    ("mariadb", IntegrityError(1062, "Duplicate entry"), Trouble.STATEMENT),
-    ("mariadb", ProgrammingError(1146, "Table doesn't exist"), Trouble.STATEMENT),
-    ("mariadb", LookupError("no database error"), Trouble.STATEMENT),
-    ("postgres", from_postgres("57P01"), Trouble.OUTAGE),
-    ("postgres", from_postgres("08006"), Trouble.OUTAGE),
-    ("postgres", from_postgres("53300"), Trouble.OUTAGE),
-    ("postgres", from_postgres("25006", kind=DatabaseError), Trouble.OUTAGE),
-    ("postgres", OperationalError("server closed the connection unexpectedly"), Trouble.OUTAGE),
-    ("postgres", InterfaceError("the connection is closed"), Trouble.OUTAGE),
-    ("postgres", from_postgres("40P01"), Trouble.CONTENTION),
-    ("postgres", from_postgres("40001"), Trouble.CONTENTION),
-    ("postgres", from_postgres("55P03"), Trouble.CONTENTION),
-    ("postgres", from_postgres("23505", kind=IntegrityError), Trouble.STATEMENT),
-    ("postgres", from_postgres("42P01", kind=ProgrammingError), Trouble.STATEMENT),
-    ("default", OperationalError("database is locked"), Trouble.CONTENTION),
-    ("default", OperationalError("database table is locked"), Trouble.CONTENTION),
-    ("default", OperationalError("disk I/O error"), Trouble.OUTAGE),
-    ("default", OperationalError("unable to open database file"), Trouble.OUTAGE),
-    ("default", OperationalError("attempt to write a readonly database"), Trouble.OUTAGE),
-    ("default", OperationalError("database or disk is full"), Trouble.OUTAGE),
-    ("default", IntegrityError("UNIQUE constraint failed: x.y"), Trouble.STATEMENT),
-]
-
-
-@pytest.mark.parametrize(("database_alias", "error", "trouble"), TROUBLES, indirect=["database_alias"], ids=str)
-def test_it_is_known_whose_fault_a_database_error_is(alias: str, error: Exception, trouble: Trouble) -> None:
-    connections[alias].close()
-
-    assert trouble_of(error, alias) is trouble
-
-
-def test_statement_that_is_wrong_is_nobody_elses_fault_while_the_database_is_there(alias: str) -> None:
-    with pytest.raises(DatabaseError) as caught, connections[alias].cursor() as cursor:
-        cursor.execute("SELECT nothing FROM nowhere")
-
-    assert trouble_of(caught.value, alias) is Trouble.STATEMENT
 
 
 def test_lost_deadlock_is_done_again_and_costs_nothing(alias: str, toys: Toys, consumer: Consumer) -> None:

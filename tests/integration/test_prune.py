@@ -16,6 +16,7 @@ from django.test.utils import CaptureQueriesContext
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import pruning
+from outbox.database_errors import ErrorKind
 from outbox.fields import UtcNow
 from outbox.models import RejectedRecord
 from outbox.pruning import Pruning
@@ -170,7 +171,7 @@ def test_batch_that_lost_its_locks_is_done_again(alias: str, stop: StopFlag, mon
     vendor = connections[alias].vendor
     failures = iter([OperationalError(*contention.get(vendor, ("deadlock",))) for _ in range(3)])
     if vendor == "postgresql":
-        monkeypatch.setattr(pruning, "trouble_of", lambda error, using: pruning.Trouble.CONTENTION)
+        monkeypatch.setattr(pruning, "kind_of", lambda error, using: ErrorKind.CONFLICT)
     whole = OutboxRepository.prune
 
     def fail_at_times(self: OutboxRepository, **arguments: Any) -> Any:

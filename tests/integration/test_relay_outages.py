@@ -103,8 +103,8 @@ def test_outage_is_said_and_its_end_too(
         make_relay(broker=_Flaky(True, True)).run(stop, once=True)
 
     texts = [record.getMessage() for record in caplog.records]
-    assert any("the broker is away" in text and "no event loses an attempt" in text for text in texts)
-    assert "relay of agent: the broker is back" in texts
+    assert any(text.startswith("broker unavailable, retrying: service=agent worker=relay") for text in texts)
+    assert "broker recovered: service=agent worker=relay failures=2" in texts
 
 
 def test_broker_that_is_away_at_the_start_is_waited_for(
@@ -149,7 +149,7 @@ def test_records_in_flight_at_the_outage_are_sent_again_and_have_one_effect(
     assert effect_ids(alias) == ids
 
 
-@pytest.mark.parametrize(("error", "state"), [("outage", "away"), ("contention", "busy")])
+@pytest.mark.parametrize(("error", "state"), [("outage", "unavailable"), ("contention", "busy")])
 def test_database_that_goes_away_is_waited_for(
     alias: str,
     broker: MemoryBroker,
@@ -186,7 +186,7 @@ def test_database_that_goes_away_is_waited_for(
     finally:
         signals.outage.disconnect(on_outage)
 
-    assert f"relay of agent: the database is {state}; waiting" in caplog.text
+    assert f"database {state}, retrying: service=agent worker=relay" in caplog.text
     assert held == [frozenset(), frozenset()], "leases may have run out meanwhile"
     assert status_counts(alias) == {"published": 3}
     assert sorted(set(sent_ids(broker))) == ids
@@ -218,7 +218,7 @@ def test_connection_that_breaks_is_opened_again_and_nothing_is_lost(
     assert stop.pauses
 
 
-def test_statement_that_the_library_got_wrong_ends_the_process(
+def test_statement_that_the_library_got_wrong_ends_a_run_that_a_person_waits_for(
     make_relay: MakeRelay, stop: RecordingStop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay = make_relay()
@@ -228,7 +228,7 @@ def test_statement_that_the_library_got_wrong_ends_the_process(
 
     monkeypatch.setattr(type(relay._repository), "claim", wrong)
     with pytest.raises(ProgrammingError):
-        relay.run(stop)
+        relay.run(stop, once=True)
 
 
 def test_relay_that_ends_during_an_outage_leaves_its_rows_to_the_next(

@@ -1,4 +1,4 @@
-"""Waiting out an outage: growing pauses, said now and then, and said when it is over."""
+"""Waiting for what a worker depends on: growing pauses, logged now and then, and when it is over."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import logging
 from datetime import timedelta
 
 import pytest
+from django.db import ProgrammingError
 
 from outbox import signals
-from outbox.outage import PAUSES, OutageWatch
+from outbox.database_errors import ErrorKind
+from outbox.outage import PAUSES, ConnectionBackoff
 
 ERROR = ConnectionError("refused")
 
 
 def test_pauses_grow_and_stay_short_enough_to_be_back_soon() -> None:
-    watch = OutageWatch("agent", "relay", rand=0.0)
-    pauses = [watch.failed("broker", ERROR) for _ in range(12)]
+    backoff = ConnectionBackoff("agent", "relay", rand=0.0)
+    pauses = [backoff.record_failure("broker", ERROR) for _ in range(12)]
 
     assert pauses[0] == timedelta(milliseconds=200)
     assert pauses == sorted(pauses)
@@ -23,24 +25,24 @@ def test_pauses_grow_and_stay_short_enough_to_be_back_soon() -> None:
 
 
 def test_pauses_start_anew_after_the_end() -> None:
-    watch = OutageWatch("agent", "relay", rand=0.0)
-    first = [watch.failed("broker", ERROR) for _ in range(5)]
-    watch.over()
+    backoff = ConnectionBackoff("agent", "relay", rand=0.0)
+    first = [backoff.record_failure("broker", ERROR) for _ in range(5)]
+    backoff.record_success()
 
-    assert watch.failed("broker", ERROR) == first[0]
+    assert backoff.record_failure("broker", ERROR) == first[0]
 
 
 def test_outage_of_a_night_is_said_a_dozen_times_and_its_end_once(caplog: pytest.LogCaptureFixture) -> None:
-    watch = OutageWatch("agent", "relay")
+    backoff = ConnectionBackoff("agent", "relay")
     with caplog.at_level(logging.WARNING, "outbox"):
         for _ in range(10_000):
-            watch.failed("broker", ERROR)
+            backoff.record_failure("broker", ERROR)
         assert 1 < len(caplog.records) <= 14
         caplog.clear()
-        watch.over()
-        watch.over()
+        backoff.record_success()
+        backoff.record_success()
 
-    assert [record.getMessage() for record in caplog.records] == ["relay of agent: the broker is back"]
+    assert caplog.messages == ["broker recovered: service=agent worker=relay failures=10000"]
 
 
 def test_listeners_hear_of_beginning_and_end() -> None:
@@ -55,11 +57,51 @@ def test_listeners_hear_of_beginning_and_end() -> None:
     signals.outage.connect(on_outage)
     signals.recovered.connect(on_recovered)
     try:
-        watch = OutageWatch("agent", "relay")
-        watch.failed("database", ERROR)
-        watch.over()
+        backoff = ConnectionBackoff("agent", "relay")
+        backoff.record_failure("database", ERROR)
+        backoff.record_success()
     finally:
         signals.outage.disconnect(on_outage)
         signals.recovered.disconnect(on_recovered)
 
     assert heard == [("agent", "database", "refused"), ("agent", "database", "back")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "state"),
+    [(ErrorKind.UNAVAILABLE, "unavailable"), (ErrorKind.DISCONNECTED, "unavailable"), (ErrorKind.CONFLICT, "busy")],
+)
+def test_log_line_begins_with_a_constant_text(kind: ErrorKind, state: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "outbox"):
+        ConnectionBackoff("agent", "relay").record_failure("database", ERROR, kind=kind)
+
+    assert caplog.messages == [
+        f"database {state}, retrying: service=agent worker=relay failures=1 pause_seconds=0.2 error=refused"
+    ]
+
+
+def test_fault_shows_its_traceback_once_for_each_kind(caplog: pytest.LogCaptureFixture) -> None:
+    backoff = ConnectionBackoff("agent", "relay")
+    with caplog.at_level(logging.WARNING, "outbox"):
+        for number in range(1000):
+            backoff.record_fault(ValueError(f"number {number}"), using="default")
+        backoff.record_fault(KeyError("another"), using="default")
+        backoff.record_success()
+        backoff.record_fault(ValueError("as before"), using="default")
+
+    faults = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(faults) == 12
+    assert [record.exc_info[0] for record in faults if record.exc_info] == [ValueError, KeyError]
+
+
+def test_statement_that_was_refused_points_at_the_migrations(caplog: pytest.LogCaptureFixture) -> None:
+    ConnectionBackoff("agent", "relay").record_fault(ProgrammingError(1146, "no such table"), using="orders")
+
+    assert "relay failed, retrying: service=agent" in caplog.text
+    assert "are its tables up to date? See `manage.py migrate --database orders`" in caplog.text
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), ProgrammingError(1146, "no such table")])
+def test_fault_is_raised_where_a_person_waits(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        ConnectionBackoff("agent", "relay").record(error, using="default", waits_for_faults=False)
