@@ -34,7 +34,7 @@ OTHERS = [service for service in SERVICES if service != BROKEN]
 class MendingStop(RecordingStop):
     """Mends what is broken after a number of pauses, and stops when ``is_done``."""
 
-    def __init__(self, mend: Callable[[], None], *, after: int, is_done: Callable[[], bool]) -> None:
+    def __init__(self, mend: Callable[[], None], *, after: int, is_done: Callable[[], bool] = lambda: False) -> None:
         super().__init__()
         self._mend, self._after, self._is_done = mend, after, is_done
 
@@ -46,6 +46,19 @@ class MendingStop(RecordingStop):
         if len(self.pauses) >= self._after and self._is_done():
             self.set()
         return self.is_set
+
+
+class Ending(Scripted):
+    """A subscription whose consumer is asked to stop when there is nothing more."""
+
+    def __init__(self, stop: StopFlag, *script: list[IncomingRecord] | Exception) -> None:
+        super().__init__(*script)
+        self._stop = stop
+
+    def receive(self, *, max_records: int, timeout: timedelta) -> list[IncomingRecord]:
+        if not self.script:
+            self._stop.set()
+        return super().receive(max_records=max_records, timeout=timeout)
 
 
 def add(alias: str, service: str, count: int = 3) -> None:
@@ -194,10 +207,8 @@ def test_consumer_without_its_table_tries_again_and_ends_only_where_a_person_wai
         with pytest.raises(DatabaseError):
             factories.consumer(alias, toys, subscribe=subscribing(Scripted(records))).run(stop, max_events=3)
 
-        subscription = Scripted(records)
-        factories.consumer(alias, toys, subscribe=subscribing(subscription)).run(
-            MendingStop(bring_back, after=4, is_done=lambda: effect_ids(alias) == ids)
-        )
+        mending = MendingStop(bring_back, after=4)
+        factories.consumer(alias, toys, subscribe=subscribing(Ending(mending, records))).run(mending)
 
     assert effect_ids(alias) == ids
     assert {get(alias, each).retry_count for each in ids} == {0}
@@ -208,7 +219,7 @@ def test_consumer_that_meets_a_bug_subscribes_again_and_ends_only_where_a_person
 ) -> None:
     ids = published(alias, 2, key=str)
     records = records_of(alias, ids)
-    first, second = Scripted(records, AttributeError("another bug")), Scripted(records)
+    first, second = Scripted(records), Ending(stop, records)
     consumer = factories.consumer(alias, toys, subscribe=subscribing(first, second))
     whole, bugs = consumer.handle, iter([AttributeError("a bug")])
 
@@ -218,7 +229,7 @@ def test_consumer_that_meets_a_bug_subscribes_again_and_ends_only_where_a_person
         whole(received)
 
     consumer.handle = handle  # type: ignore[method-assign]
-    consumer.run(MendingStop(lambda: None, after=1, is_done=lambda: effect_ids(alias) == ids))
+    consumer.run(stop)
 
     assert first.closed
     assert first.committed == [], "what the first gave comes again"
@@ -227,5 +238,5 @@ def test_consumer_that_meets_a_bug_subscribes_again_and_ends_only_where_a_person
     assert {get(alias, each).retry_count for each in ids} == {0}
     with pytest.raises(AttributeError):
         factories.consumer(alias, toys, subscribe=subscribing(Scripted(AttributeError("a bug")))).run(
-            stop, max_events=1
+            StopFlag(), max_events=1
         )
