@@ -10,10 +10,10 @@ from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
 from outbox.exceptions import LostSubscriptionError
 from outbox.handling import BatchHandling
-from outbox.heartbeat import Heartbeat, NullHeartbeat
-from outbox.held import HeldRecords
-from outbox.leases import Switches
-from outbox.outage import ConnectionBackoff
+        """Leave the group; what is held or in hand comes again to the one that gets its partition."""
+        self._in_hand = []
+        self._held.forget({})
+from outbox.outage import ConnectionBackoff, is_fault
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
 from outbox.sessions import close_if_idle
@@ -85,10 +85,12 @@ class Consumer:
                     is_idle = not worked and not self._held
                     if is_idle and is_drained is not None and (self._switches.consumer_paused or is_drained()):
                         break
-                except Exception as error:  # noqa: BLE001 - raised again where it is not waited for
-                    pause = self._backoff.record(error, using=self._route.database, waits_for_faults=serves_for_ever)
-                    if isinstance(error, LostSubscriptionError):
+                except Exception as error:
+                    if not serves_for_ever and is_fault(error, self._route.database):
+                        raise
+                    if not isinstance(error, (BrokerUnavailableError, DatabaseError, InterfaceError)):
                         self._unsubscribe()
+                    pause = self._backoff.record(error, using=self._route.database)
                 else:
                     self._backoff.record_success()
                     if self._switches.consumer_paused:
@@ -176,12 +178,15 @@ class Consumer:
         return self._subscription
 
     def _unsubscribe(self) -> None:
-        """Leave the group; what is held or in hand comes again to whoever gets its partition."""
+        """Leave the group; what is held or in hand comes again to the one that gets its partition."""
         self._in_hand = []
         self._held.forget({})
-        if self._subscription is not None:
-            subscription, self._subscription = self._subscription, None
-            subscription.close()
+        subscription, self._subscription = self._subscription, None
+        try:
+            if subscription is not None:
+                subscription.close()
+        except Exception:  # what it meets with must not end the consumer, which goes on with another one
+            logger.warning("consumer of %s: its subscription could not be closed", self._route.service, exc_info=True)
 
     def _close(self) -> None:
         self._unsubscribe()

@@ -20,6 +20,12 @@ PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seco
 """The cap is short: a worker should be back within seconds of the broker or the database."""
 
 
+def is_fault(error: Exception, using: str) -> bool:
+    """Say whether ``error`` is a worker's own, a missing table or a bug, and nothing that comes back by itself."""
+    is_of_broker = isinstance(error, (BrokerUnavailableError, LostSubscriptionError))
+    return not is_of_broker and _kind_of(error, using) is ErrorKind.PERMANENT
+
+
 class ConnectionBackoff:
     """Counts failures in a row of one worker: of what it depends on, or of its own.
 
@@ -32,19 +38,16 @@ class ConnectionBackoff:
         self._failures = 0
         self._traced: set[tuple[type, object]] = set()
 
-    def record(self, error: Exception, *, using: str, waits_for_faults: bool) -> timedelta:
-        """Count ``error`` as what it is, closing the connection to ``using`` unless it is the broker's.
+    def record(self, error: Exception, *, using: str) -> timedelta:
+        """Count ``error`` as what it is; return how long to pause.
 
-        A fault of the worker itself, a missing table or a bug, is raised again where nobody ``waits_for_faults``.
+        Unless it is the broker's, the connection to ``using`` is closed: in what state it is nobody knows.
         """
         if isinstance(error, BrokerUnavailableError):
             return self.record_failure("broker", error)
         if isinstance(error, LostSubscriptionError):
             return self.record_failure("subscription", error)
-        is_of_database = isinstance(error, (DatabaseError, InterfaceError))
-        kind = kind_of(error, using) if is_of_database else ErrorKind.PERMANENT
-        if kind is ErrorKind.PERMANENT and not waits_for_faults:
-            raise error
+        kind = _kind_of(error, using)
         connections[using].close()
         if kind is ErrorKind.PERMANENT:
             return self.record_fault(error, using=using)
@@ -118,3 +121,7 @@ class ConnectionBackoff:
         pause = delay(self._failures, PAUSES, self._rand)
         signals.outage.send_robust(self._service, what=what, error=str(error), pause_seconds=pause.total_seconds())
         return pause
+
+
+def _kind_of(error: Exception, using: str) -> ErrorKind:
+    return kind_of(error, using) if isinstance(error, (DatabaseError, InterfaceError)) else ErrorKind.PERMANENT

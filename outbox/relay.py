@@ -25,7 +25,7 @@ from outbox.fields import SHARD_COUNT
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
 from outbox.marks import Hand, OwnHand, PublishedMarks
-from outbox.outage import ConnectionBackoff
+from outbox.outage import ConnectionBackoff, is_fault
 from outbox.repository import OutboxRepository
 from outbox.rows import Due, Failure
 from outbox.shutdown import StopFlag
@@ -283,8 +283,10 @@ class Relay:
         try:
             worked = self.step()
             is_last = once and not worked and self._is_drained()
-        except Exception as error:  # noqa: BLE001 - raised again where it is not waited for
-            return _Pause(self._recover(error, once=once), outage=True)
+        except Exception as error:
+            if once and is_fault(error, self._route.database):
+                raise
+            return _Pause(self._recover(error), outage=True)
         self._backoff.record_success()
         if worked:
             self._idle_pause = self._shortest_pause
@@ -293,19 +295,15 @@ class Relay:
         self._idle_pause = min(pause * 2, timedelta(milliseconds=self._options.max_poll_interval_ms))
         return _Pause(pause, is_last=is_last)
 
-    def _recover(self, error: Exception, *, once: bool) -> timedelta:
-        """Have everything that was not settled claimed and sent again; return how long to pause before.
-
-        :raises Exception: it is a fault of the relay itself, and a person waits for ``once``.
-        """
-        pause = self._backoff.record(error, using=self._route.database, waits_for_faults=not once)
+    def _recover(self, error: Exception) -> timedelta:
+        """Have everything that was not settled claimed and sent again; return how long to pause before."""
         self._in_flight.clear()
         self._after = None
         if not isinstance(error, BrokerUnavailableError):
             self._leases.forget()
             if not isinstance(error, (DatabaseError, InterfaceError)):
                 self._close_producer()  # a client that is in no known state
-        return pause
+        return self._backoff.record(error, using=self._route.database)
 
     def _rest(self, pause: _Pause, stop: StopFlag) -> None:
         """Pause; a hint that rows were committed ends it, unless the database or the broker is away.
@@ -351,8 +349,11 @@ class Relay:
 
     def _close_producer(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is not None:
-            producer.close()
+        try:
+            if producer is not None:
+                producer.close()
+        except Exception:  # what it meets with must not end the relay, which goes on with another one
+            logger.warning("relay of %s: its producer could not be closed", self._route.service, exc_info=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,14 @@ class MendingStop(RecordingStop):
         return self.is_set
 
 
+class Unclosable(Scripted):
+    """A subscription of a client that is in no known state."""
+
+    def close(self) -> None:
+        super().close()
+        raise AttributeError("cannot be closed either")
+
+
 class Ending(Scripted):
     """A subscription whose consumer is asked to stop when there is nothing more."""
 
@@ -219,7 +227,7 @@ def test_consumer_that_meets_a_bug_subscribes_again_and_ends_only_where_a_person
 ) -> None:
     ids = published(alias, 2, key=str)
     records = records_of(alias, ids)
-    first, second = Scripted(records), Ending(stop, records)
+    first, second = Unclosable(records), Ending(stop, records)
     consumer = factories.consumer(alias, toys, subscribe=subscribing(first, second))
     whole, bugs = consumer.handle, iter([AttributeError("a bug")])
 

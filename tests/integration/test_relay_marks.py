@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, connections
 
 from outbox.brokers.memory import MemoryBroker
 from outbox.repository import OutboxRepository
@@ -119,10 +119,10 @@ def test_what_was_acknowledged_before_the_database_went_away_is_not_sent_again(
 
     def mark_published(self: OutboxRepository, *args: Any, **kwargs: Any) -> Any:
         for _ in failures:
-            raise OperationalError(2013, "Lost connection") from type("Lost", (Exception,), {"sqlstate": "57P01"})()
+            lost = ("disk I/O error",) if connections[alias].vendor == "sqlite" else (2013, "Lost connection")
+            raise OperationalError(*lost) from type("Lost", (Exception,), {"sqlstate": "57P01"})()
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr("outbox.sql.is_usable", lambda _alias: False)
     monkeypatch.setattr(OutboxRepository, "mark_published", mark_published)
     make_relay().run(stop, once=True)
 
@@ -142,4 +142,4 @@ def test_locked_row_is_no_outage(
     with caplog.at_level(logging.WARNING), in_handler(alias, row_id):
         make_relay().run(stop, once=True)
 
-    assert "away" not in caplog.text
+    assert "retrying" not in caplog.text

@@ -6,11 +6,12 @@ import logging
 from datetime import timedelta
 
 import pytest
-from django.db import ProgrammingError
+from django.db import OperationalError, ProgrammingError
 
 from outbox import signals
 from outbox.database_errors import ErrorKind
-from outbox.outage import PAUSES, ConnectionBackoff
+from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
+from outbox.outage import PAUSES, ConnectionBackoff, is_fault
 
 ERROR = ConnectionError("refused")
 
@@ -73,7 +74,7 @@ def test_listeners_hear_of_beginning_and_end() -> None:
 )
 def test_log_line_begins_with_a_constant_text(kind: ErrorKind, state: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "outbox"):
-        ConnectionBackoff("agent", "relay").record_failure("database", ERROR, kind=kind)
+        ConnectionBackoff("agent", "relay", rand=0.0).record_failure("database", ERROR, kind=kind)
 
     assert caplog.messages == [
         f"database {state}, retrying: service=agent worker=relay failures=1 pause_seconds=0.2 error=refused"
@@ -102,6 +103,18 @@ def test_statement_that_was_refused_points_at_the_migrations(caplog: pytest.LogC
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), ProgrammingError(1146, "no such table")])
-def test_fault_is_raised_where_a_person_waits(error: Exception) -> None:
-    with pytest.raises(type(error)):
-        ConnectionBackoff("agent", "relay").record(error, using="default", waits_for_faults=False)
+def test_fault_is_told_from_an_outage(error: Exception) -> None:
+    assert is_fault(error, "default")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BrokerUnavailableError("no connection"),
+        LostSubscriptionError("revoked"),
+        OperationalError("database is locked"),
+        OperationalError("disk I/O error"),
+    ],
+)
+def test_outage_is_no_fault(error: Exception) -> None:
+    assert not is_fault(error, "default")
