@@ -6,13 +6,15 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
+from django.db.utils import DatabaseError, InterfaceError
+
 from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
-from outbox.exceptions import LostSubscriptionError
+from outbox.exceptions import BrokerUnavailableError
 from outbox.handling import BatchHandling
-        """Leave the group; what is held or in hand comes again to the one that gets its partition."""
-        self._in_hand = []
-        self._held.forget({})
+from outbox.heartbeat import Heartbeat, NullHeartbeat
+from outbox.held import HeldRecords
+from outbox.leases import Switches
 from outbox.outage import ConnectionBackoff, is_fault
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
@@ -79,26 +81,18 @@ class Consumer:
                 limit = self._options.batch_size
                 if max_events is not None:
                     limit = min(limit, max_events - self.totals.handled)
-                pause: timedelta | None = None
                 try:
                     worked = self.step(limit)
-                    is_idle = not worked and not self._held
-                    if is_idle and is_drained is not None and (self._switches.consumer_paused or is_drained()):
+                    if not worked and is_drained is not None and self._is_drained(is_drained):
                         break
                 except Exception as error:
                     if not serves_for_ever and is_fault(error, self._route.database):
                         raise
-                    if not isinstance(error, (BrokerUnavailableError, DatabaseError, InterfaceError)):
-                        self._unsubscribe()
-                    pause = self._backoff.record(error, using=self._route.database)
+                    stop.wait(self._record(error))
                 else:
                     self._backoff.record_success()
-                    if self._switches.consumer_paused:
-                        pause = timedelta(milliseconds=self._options.poll_interval_ms)
-                    elif not worked:
-                        pause = self._held.pause()
-                if pause is not None:
-                    stop.wait(pause)
+                    if not worked and (pause := self._pause()) is not None:
+                        stop.wait(pause)
         finally:
             self._close()
         return self.totals
@@ -142,6 +136,21 @@ class Consumer:
         self._heartbeat.close()
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _is_drained(self, is_drained: Callable[[], bool]) -> bool:
+        return not self._held and (self._switches.consumer_paused or is_drained())
+
+    def _record(self, error: Exception) -> timedelta:
+        """Return how long to pause for ``error``; what it is of the subscription is made anew."""
+        if not isinstance(error, (BrokerUnavailableError, DatabaseError, InterfaceError)):
+            self._unsubscribe()
+        return self._backoff.record(error, using=self._route.database)
+
+    def _pause(self) -> timedelta | None:
+        """Return how long to pause after a step that did nothing, beyond what it has waited for records."""
+        if self._switches.consumer_paused:
+            return timedelta(milliseconds=self._options.poll_interval_ms)
+        return self._held.pause()
 
     def _receive(self, limit: int) -> None:
         """Receive more, unless what is at hand is enough; drop what is of partitions that moved away."""

@@ -16,9 +16,9 @@ from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.backoff import RetryPolicy, delay
+from outbox.database_errors import ErrorKind, kind_of
 from outbox.leases import Presence, Switches
 from outbox.sessions import worker_session
-from outbox.sql import Trouble, trouble_of
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +167,8 @@ class HeartbeatThread(threading.Thread):
 
     def _failed(self, error: BaseException) -> timedelta:
         """Close the connection unless somebody else's lock was all that was in the way; return how long to pause."""
-        is_busy = trouble_of(error, self._using) is Trouble.CONTENTION
+        is_ours = isinstance(error, (DatabaseError, InterfaceError))
+        is_busy = is_ours and kind_of(error, self._using) is ErrorKind.CONFLICT
         if not is_busy:
             self._disconnect()
         return timedelta(0) if self._ended else self._outcomes.failed(error, is_busy=is_busy)
