@@ -6,6 +6,7 @@ which write into log files that are shown when a test fails.
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -55,6 +56,8 @@ class Installation:
     workers: list[Worker] = field(default_factory=list)
     _name: str = field(default_factory=lambda: f"acceptance-{uuid.uuid4().hex[:12]}")
     _loads: list[Path] = field(default_factory=list)
+    _log_numbers: Iterator[int] = field(default_factory=itertools.count)
+    """Processes may be started by several threads at once."""
 
     # --- names and settings --------------------------------------------------------------------------------------
 
@@ -138,7 +141,7 @@ class Installation:
         return worker
 
     def _log(self, name: str) -> Path:
-        return self.folder / f"{len(list(self.folder.glob('*.log'))):02d}-{name}.log"
+        return self.folder / f"{next(self._log_numbers):02d}-{name}.log"
 
     # --- holding workers at a point ------------------------------------------------------------------------------
 

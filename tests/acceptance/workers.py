@@ -71,6 +71,11 @@ class Worker:
         return self._popen.poll() is None
 
     @property
+    def exit_code(self) -> int | None:
+        """Return how it ended, a signal as a negative number; None while it runs."""
+        return self._popen.poll()
+
+    @property
     def text(self) -> str:
         """Return what it has written so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")

@@ -14,13 +14,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Final
 
-from tests.chaos import report
+from tests.chaos import other_keys, report
 from tests.chaos.cluster import Cluster
 from tests.chaos.evidence import Evidence
+from tests.chaos.handler_checks import judge_handlers
+from tests.chaos.kinds import KINDS
 from tests.chaos.lanes import Lanes
-from tests.chaos.schedule import KINDS, plan
-from tests.chaos.takeovers import TakeOvers, judge_take_overs, take_overs
-from tests.chaos.verdict import Verdict, judge, judge_processes
+from tests.chaos.processes import judge_processes
+from tests.chaos.schedule import LEAST_INJECTED, plan, rare
+from tests.chaos.servers import DATABASES
+from tests.chaos.takeovers import judge_take_overs, take_overs
+from tests.chaos.verdict import Verdict, judge
 
 _LOOK_S: Final = 0.5
 _BROKEN_HARNESS: Final = 2
@@ -34,17 +38,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=textwrap.dedent(
             """\
-            Start a MariaDB and a Kafka of its own, relays and consumers of two services and processes that publish;
+            Start a database and a Kafka of its own, relays and consumers of two services and processes that publish;
             let everything go wrong at random moments; then undo it all, wait until nothing is on its way, and hold
             every row against what writers and handlers wrote down. Exit code: 0 all promises were kept, 1 a breach
-            was found, 2 the harness itself failed. The same seed gives the same faults at the same times."""
+            was found, or a run of 25 minutes or more injected a kind fewer than ten times, 2 the harness itself
+            failed. The same seed gives the same faults at the same times."""
         ),
         epilog=f"faults:\n{names}",
     )
+    parser.add_argument("--database", choices=DATABASES, default="mariadb", help="default: mariadb")
     parser.add_argument("--minutes", type=float, default=2.0, help="how long faults are injected (default: 2)")
     parser.add_argument("--seed", type=int, help="all random choices come from it (default: a new one, printed)")
     parser.add_argument("--rate", type=float, default=40.0, help="events a second, all writers together (default: 40)")
-    parser.add_argument("--faults", metavar="A,B,C", help="only these faults, or groups of them: kafka, relay, … ")
+    parser.add_argument(
+        "--faults", metavar="A,B,C", help="only these faults, or groups of them: kafka, relay, handlers, … "
+    )
     parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for quiet (default: 300)")
     parser.add_argument("--keep", action="store_true", help="leave the folder with the logs, also without a breach")
     parsed = parser.parse_args(arguments)
@@ -60,7 +68,7 @@ def _faults(given: str | None) -> list[str]:
         return list(KINDS)
     found: list[str] = []
     for word in given.split(","):
-        matching = [name for name in KINDS if word == name or name.startswith(f"{word}-")]
+        matching = [name for name, kind in KINDS.items() if word in {name, kind.lane} or name.startswith(f"{word}-")]
         if not matching:
             raise ValueError(f"there is no fault {word}; --help names them all")
         found += matching
@@ -73,16 +81,22 @@ def say(text: str = "") -> None:
 
 def run(options: argparse.Namespace, seed: int) -> int:
     """Run it; return the exit code."""
-    cluster = Cluster(seed=seed, rate=options.rate)
+    cluster = Cluster(database=options.database, seed=seed, rate=options.rate)
     code = _BROKEN_HARNESS
     try:
-        say(f"seed {seed}, {options.minutes:g} minutes, {options.rate:g} events a second, folder {cluster.work}")
+        say(
+            f"{options.database}, seed {seed}, {options.minutes:g} minutes, {options.rate:g} events a second, "
+            f"folder {cluster.work}"
+        )
         cluster.up()
         lanes = _inject(cluster, options, seed)
         verdict, evidence = _look(cluster, options.patience)
         found = take_overs(cluster, evidence, lanes.happenings)
         judge_take_overs(verdict, found)
-        code = _tell(lanes, verdict, evidence, found, seed)
+        held = other_keys.delays(cluster, evidence, lanes.happenings)
+        other_keys.judge_delays(verdict, held)
+        sections = [*found.told(), *other_keys.told(held)]
+        code = _tell(lanes, verdict, evidence, sections, options, seed)
     finally:
         cluster.over.set()
         cluster.dispose()
@@ -118,27 +132,36 @@ def _look(cluster: Cluster, patience_s: float) -> tuple[Verdict, Evidence]:
     troubles = cluster.finish()
     evidence = Evidence(cluster)
     verdict = judge(evidence, is_quiet=is_quiet)
-    judge_processes(verdict, cluster.crew, cluster.writers)
+    judge_handlers(verdict, evidence, cluster.crew.members)
+    judge_processes(verdict, cluster.crew, cluster.writers, killed_itself=evidence.killed_itself)
     for trouble in troubles:
         verdict.note(9, trouble)
     return verdict, evidence
 
 
-def _tell(lanes: Lanes, verdict: Verdict, evidence: Evidence, found: TakeOvers, seed: int) -> int:
+def _tell(
+    lanes: Lanes, verdict: Verdict, evidence: Evidence, measured: list[str], options: argparse.Namespace, seed: int
+) -> int:
+    counts = report.injected(lanes.happenings, evidence)
     sections = [
-        report.table_of_faults(lanes.happenings),
+        report.table_of_faults(lanes.happenings, counts),
         report.table_of_events(evidence),
-        found.told(),
+        measured,
         report.table_of_promises(verdict),
     ]
     for section in sections:
         print()
         print("\n".join(section))
     print("\n".join(report.breaches(verdict, evidence)))
+    too_rare = rare(counts, minutes=options.minutes, faults=options.faults)
+    if too_rare:
+        print(f"\ninjected fewer than {LEAST_INJECTED} times: {', '.join(too_rare)}")
     broken = any(happening.outcome == "broken" for happening in lanes.happenings)
     count = len(verdict.breaches)
-    print(f"\nseed {seed}: {f'{count} BREACHES' if count else 'every promise was kept'}", flush=True)
-    return 1 if count else _BROKEN_HARNESS if broken else 0
+    print(
+        f"\n{options.database}, seed {seed}: {f'{count} BREACHES' if count else 'every promise was kept'}", flush=True
+    )
+    return 1 if count or too_rare else _BROKEN_HARNESS if broken else 0
 
 
 def main(arguments: Sequence[str]) -> int:

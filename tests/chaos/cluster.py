@@ -8,18 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import MySQLdb
 
+from outbox.conf import ConsumerOptions
 from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.harness import Installation
 from tests.acceptance.topics import create_topic
 from tests.acceptance.workers import Publisher
 from tests.chaos.clocks import check_jumps, sweep
 from tests.chaos.crew import Crew
+from tests.chaos.errors import MissedError
+from tests.chaos.ledger import Ledger
+from tests.chaos.publishing import EventPublisher
 from tests.chaos.servers import Servers
 from tests.chaos.watch import LEASES, Watch
 from tests.chaos.writers import ALWAYS, TOPIC_LIMIT, Writers
@@ -29,7 +32,11 @@ SERVICES: Final = ("probe", "agent")
 
 _OPTIONS: Final = {
     "RELAY": {"BATCH_SIZE": 30, "REDELIVER_AFTER_SECONDS": 10.0, "SEND_TIMEOUT_SECONDS": 10.0},
-    "CONSUMER": {"WAIT_MAX_SECONDS": 20.0},
+    "CONSUMER": {
+        "WAIT_MAX_SECONDS": 20.0,
+        "HANDLER_TIME_LIMIT_SECONDS": 3.0,
+        "HUNG_HANDLER_GRACE_SECONDS": 2.0,
+    },
     "LEASES": {"TTL_SECONDS": 3.0, "HEARTBEAT_SECONDS": 1.0},
     "RETRY_BASE_SECONDS": 0.2,
     "RETRY_CAP_SECONDS": 2.0,
@@ -49,45 +56,6 @@ _PARKED: Final = (
     "SELECT id, payload LIKE '%\"discard\"%' FROM probe_outbox_messages"
     " WHERE status = 'dead' AND event_type = 'probe.parking' AND resolved_at IS NULL ORDER BY id"
 )
-
-
-class MissedError(Exception):
-    """There was nothing for a fault to take hold of."""
-
-
-@dataclass(frozen=True, slots=True)
-class Garbage:
-    """A record that fits no row, known by its key."""
-
-    key: bytes
-    reason: str
-    """What the reason of its rejection begins with."""
-    is_acknowledged: bool
-
-
-@dataclass(frozen=True, slots=True)
-class SqlRow:
-    """A row that was written by plain SQL, known by its key."""
-
-    key: str
-    status: str
-    """What it must end as."""
-    reason: str
-    """What its ``last_error`` begins with."""
-    is_certain: bool
-    """Whether the database has answered for it."""
-
-
-@dataclass(slots=True)
-class Ledger:
-    """What was put in beside the writers, and what people did."""
-
-    garbage: list[Garbage] = field(default_factory=list)
-    sql_rows: list[SqlRow] = field(default_factory=list)
-    lost_records: set[int] = field(default_factory=set)
-    """Rows that said ``published`` without a record."""
-    echoes: int = 0
-    replayed: int = 0
 
 
 class Operator:
@@ -117,7 +85,7 @@ class Operator:
 class Cluster:
     """Everything of one run, in a folder of its own."""
 
-    def __init__(self, *, seed: int, rate: float) -> None:
+    def __init__(self, *, database: str, seed: int, rate: float) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="smartflow-chaos-", dir="/var/tmp"))
         self.root.chmod(0o755)  # the servers' own users must reach theirs
         self.work = self.root / "work"
@@ -126,7 +94,7 @@ class Cluster:
         """Set when no fault may last any longer."""
         self.ledger = Ledger()
         self.watch = Watch()
-        self.servers = Servers(self.root)
+        self.servers = Servers(self.root, database=database)
         self._seed, self._rate = seed, rate
         self._began = time.monotonic()
         self.began_at = time.time()
@@ -139,13 +107,14 @@ class Cluster:
             database=self.servers.proxied_database(),
             kafka=self.servers.kafka_address,
             folder=self.work,
-            options=copy.deepcopy(_OPTIONS),
+            options=_known(copy.deepcopy(_OPTIONS)),
             broker_options=_BROKER_OPTIONS,
         )
         create_topic(self.servers.kafka_address, self.installation.topic(), **{"max.message.bytes": str(TOPIC_LIMIT)})
         create_topic(self.servers.kafka_address, self.installation.topic("agent"))
         self.crew = Crew(self.installation)
         self.operator = Operator(self.installation)
+        self.publisher = EventPublisher(self.installation)
         self.writers = Writers(self.installation, seed=self._seed, rate=self._rate)
         for service in ("probe", "probe", "agent"):
             self.crew.start("relay", service)
@@ -245,7 +214,7 @@ class Cluster:
         self._decide(database)
         unfinished = sum(database.value(_UNFINISHED.format(service)) for service in SERVICES)
         rejected = database.value("SELECT COUNT(*) FROM outbox_rejected_records")
-        expected = sum(each.is_acknowledged for each in self.ledger.garbage)
+        expected = sum(each.is_acknowledged for each in self.ledger.garbage.values())
         return not unfinished and rejected >= expected and not database.query(_PARKED)
 
     def _decide(self, database: MariaDBDatabase) -> None:
@@ -255,6 +224,13 @@ class Cluster:
             self.operator.replay(*mended)
         if bad := [row_id for row_id, is_bad in parked if is_bad]:
             self.operator.give_up(*bad)
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what this version of the outbox has no option for: it refuses to start."""
+    names = {name.upper() for name in ConsumerOptions.__struct_fields__}
+    options["CONSUMER"] = {name: value for name, value in options["CONSUMER"].items() if name in names}
+    return options
 
 
 def _comes_true(condition: Callable[[], bool], *, patience_s: float) -> bool:

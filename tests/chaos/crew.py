@@ -24,6 +24,9 @@ STOPS_S = 90.0
 
 _SETTINGS: Final = "tests.chaos.worker_settings"
 
+HUNG_EXIT_CODE: Final = 79
+"""How a worker ends one of whose handlers never returned."""
+
 BATCH_SIZES: Final = (40, 1, 8)
 """Of one consumer after the other. In a batch of one, an outage that is taken for a fault has nobody else to blame."""
 
@@ -42,6 +45,8 @@ class Member:
     """When it was first seen past its start. Moments are seconds since 1970, to be compared with the database's."""
     left_at: float | None = None
     """When it was gone, or asked to go."""
+    exit_code: int | None = None
+    """How it ended where nobody had killed it."""
     froze: list[tuple[float, float]] = field(default_factory=list)
 
     @property
@@ -93,7 +98,7 @@ class Crew:
                 member.came_at = time.time()
 
     def tend(self) -> None:
-        """Find those that ended by themselves, and put others in their places."""
+        """Find those that ended by themselves, and put others in their places, as a supervisor does."""
         for member in self.running():
             if self._is_gone(member):
                 self.start(member.role, member.service)
@@ -131,6 +136,7 @@ class Crew:
             member.fate = "stopped"
         except AssertionError as error:
             member.fate, member.told = "did not stop well", str(error).partition(":\n")[0]
+            member.exit_code = member.worker.exit_code
 
     def wake(self) -> None:
         """Let everybody go on who was frozen."""
@@ -145,6 +151,8 @@ class Crew:
     def _is_gone(self, member: Member) -> bool:
         with self._lock:
             if member.fate == "runs" and not member.worker.is_alive:
-                member.fate, member.told = "ended by itself", f"{member} ended by itself"
+                member.exit_code = member.worker.exit_code
+                member.fate = "ended by itself"
+                member.told = f"{member} ended by itself with exit code {member.exit_code}"
                 member.left_at = time.time()
             return member.fate != "runs"

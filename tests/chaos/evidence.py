@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import math
+from collections import defaultdict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Any, Final
+from typing import Final
 
 from kafka.partitioner.default import murmur2
 
 from tests.acceptance.plans import Journal, read_journal
 from tests.acceptance.probe import trace
-from tests.acceptance.promises import Row
-from tests.chaos.cluster import SERVICES, Cluster, Ledger
+from tests.acceptance.promises import EffectRow, Row
+from tests.chaos.cluster import SERVICES, Cluster
+from tests.chaos.crew import BATCH_SIZES
+from tests.chaos.expectations import Told, told
+from tests.chaos.ledger import Ledger
 
 _COLUMNS: Final = (
     "id, event_type, message_key, status, retry_count, max_retry, next_retry_at, published_at, consumed_at, dead_at,"
@@ -28,16 +31,6 @@ _LAST_LINES: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What an event of the probe service told its handler, as its row says it now."""
-
-    n: int
-    fail_times: int
-    verdict: str
-    sleep_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
 class Work:
     """When an event went through relay and consumer, in seconds since 1970; what has not come is endless."""
 
@@ -45,6 +38,7 @@ class Work:
     event_id: str
     key: str
     retry_count: int
+    created_at: float
     published_at: float
     consumed_at: float
     pid: int | None
@@ -75,7 +69,12 @@ class Evidence:
         self.effects = self.installation.effects()
         database = self.installation.database
         self.business = {row[0] for row in database.query("SELECT event_id FROM probe_business_rows")}
-        self.told = {row[0]: _told(row[1]) for row in database.query("SELECT id, payload FROM probe_outbox_messages")}
+        self.told: dict[int, Told | None] = {
+            row[0]: told(row[1]) for row in database.query("SELECT id, payload FROM probe_outbox_messages")
+        }
+        self.interruptions = self._interruptions()
+        """How many each event has in a row, by service and row; nothing where the table does not say so."""
+        self.marks = trace.read(self.installation.trace_path)
         self.max_retry: dict[int, int] = dict(database.query("SELECT id, max_retry FROM probe_outbox_messages"))
         self.rejected = [
             Rejected(None if key is None else bytes(key), partition, offset, reason)
@@ -90,6 +89,15 @@ class Evidence:
     @property
     def all_rows(self) -> list[Row]:
         return [row for rows in self.rows.values() for row in rows]
+
+    def _interruptions(self) -> dict[tuple[str, int], int]:
+        database = self.installation.database
+        found: dict[tuple[str, int], int] = {}
+        for service in SERVICES:
+            table = f"{service}_outbox_messages"
+            if database.query(f"SHOW COLUMNS FROM {table} LIKE 'interruptions'"):
+                found |= {(service, row[0]): row[1] for row in database.query(f"SELECT id, interruptions FROM {table}")}
+        return found
 
     def _journal(self) -> Journal:
         """Return what the writers wrote down, with the rows of plain SQL, and with what a killed writer could not say.
@@ -108,14 +116,16 @@ class Evidence:
         pids = {effect.outbox_id: effect.worker_pid for effect in self.effects} if service == "probe" else {}
         event_ids = {row.id: row.event_id for row in self.rows[service]}
         found = self.installation.database.query(
-            f"SELECT id, message_key, retry_count, published_at, consumed_at FROM {service}_outbox_messages ORDER BY id"
+            "SELECT id, message_key, retry_count, created_at, published_at, consumed_at"
+            f" FROM {service}_outbox_messages ORDER BY id"
         )
-        for row_id, key, retry_count, published_at, consumed_at in found:
+        for row_id, key, retry_count, created_at, published_at, consumed_at in found:
             yield Work(
                 id=row_id,
                 event_id=event_ids[row_id],
                 key=key,
                 retry_count=retry_count,
+                created_at=_moment(created_at),
                 published_at=_moment(published_at),
                 consumed_at=_moment(consumed_at),
                 pid=pids.get(row_id),
@@ -143,7 +153,7 @@ class Evidence:
             yield f"  {service} row {row_id}: {name.strip()} = {' / '.join(lines[-_LAST_LINES:])}"
 
     def _handler_runs(self, row_id: int) -> Iterator[str]:
-        for mark in trace.read(self.installation.trace_path):
+        for mark in self.marks:
             if mark.outbox_id == row_id:
                 yield f"  handler: {mark.what}, attempt {mark.attempt}, process {mark.pid}"
         columns = "id, event_id, message_key, attempt, worker_pid, made_at"
@@ -167,23 +177,40 @@ class Evidence:
         yield from found[:_LOG_LINES]
 
     @cached_property
+    def parted(self) -> frozenset[int]:
+        """The rows whose effects a handler's own COMMIT may have parted from their mark: its batch.
+
+        Nothing that runs inside of a transaction can undo a COMMIT, so these may have taken effect more than once.
+        """
+        found: set[int] = set()
+        latest: dict[int, deque[int]] = defaultdict(lambda: deque(maxlen=max(BATCH_SIZES)))
+        for mark in self.marks:
+            if mark.what == "commit":
+                found.update(latest[mark.pid])
+            elif mark.what == "begin":
+                latest[mark.pid].append(mark.outbox_id)
+        return frozenset(found)
+
+    @cached_property
+    def kept_effects(self) -> list[EffectRow]:
+        """The effects, without those that only a handler's own COMMIT has made: of a parted one the last counts."""
+        last = {effect.outbox_id: number for number, effect in enumerate(self.effects)}
+        return [
+            effect
+            for number, effect in enumerate(self.effects)
+            if effect.outbox_id not in self.parted or last[effect.outbox_id] == number
+        ]
+
+    @cached_property
+    def killed_itself(self) -> frozenset[int]:
+        """The processes that a handler ended."""
+        return frozenset(mark.pid for mark in self.marks if mark.what == "kill")
+
+    @cached_property
     def event_ids(self) -> frozenset[str]:
         """The ids of all events that have a row or are in a journal."""
         known = {row.event_id for row in self.all_rows}
         return frozenset(known | self.journal.committed | self.journal.rolled_back | self.journal.unknown)
-
-
-def _told(payload: str) -> Told | None:
-    """Read a payload column; None for what is no event of ours."""
-    try:
-        fields: Any = json.loads(payload)["payload"]
-        n, every = int(fields["n"]), int(fields.get("every", 1))
-    except (ValueError, KeyError, TypeError):
-        return None
-    if n % every:
-        return Told(n, 0, "ok")
-    sleep_s = int(fields.get("sleep_ms", 0)) / 1000
-    return Told(n, int(fields.get("fail_times", 0)), str(fields.get("verdict", "ok")), sleep_s)
 
 
 def _moment(found: datetime | None) -> float:

@@ -8,9 +8,11 @@ from typing import Final
 
 from scripts.services.server import NativeServer
 from tests.chaos import clocks
-from tests.chaos.cluster import Cluster, MissedError
+from tests.chaos.cluster import Cluster
 from tests.chaos.crew import Member, Role
-from tests.chaos.schedule import KINDS, STANDING, TimedFault
+from tests.chaos.errors import MissedError
+from tests.chaos.kinds import KINDS, STANDING
+from tests.chaos.schedule import TimedFault
 
 Inject = Callable[[Cluster, TimedFault], str]
 """Returns what was done, for the log."""
@@ -120,7 +122,7 @@ def _server(cluster: Cluster, fault: TimedFault) -> NativeServer:
     return cluster.servers.by_name[fault.name.partition("-")[0]]
 
 
-@injects("kafka-stop", "mariadb-stop", "kafka-kill", "mariadb-kill")
+@injects("kafka-stop", "database-stop", "kafka-kill", "database-kill")
 def _take_away(cluster: Cluster, fault: TimedFault) -> str:
     server = _server(cluster, fault)
     try:
@@ -131,7 +133,7 @@ def _take_away(cluster: Cluster, fault: TimedFault) -> str:
     return ""
 
 
-@injects("kafka-freeze", "mariadb-freeze")
+@injects("kafka-freeze", "database-freeze")
 def _freeze_server(cluster: Cluster, fault: TimedFault) -> str:
     server = _server(cluster, fault)
     server.pause()
@@ -142,7 +144,7 @@ def _freeze_server(cluster: Cluster, fault: TimedFault) -> str:
     return ""
 
 
-@injects(*(f"{name}-{what}" for name in ("kafka", "mariadb") for what in ("latency", "cut", "half-open", "deaf")))
+@injects(*(f"{name}-{what}" for name in ("kafka", "database") for what in ("latency", "cut", "half-open", "deaf")))
 def _spoil_connections(cluster: Cluster, fault: TimedFault) -> str:
     name, _, what = fault.name.partition("-")
     proxy = cluster.servers.proxies[name]

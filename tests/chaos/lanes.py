@@ -11,8 +11,9 @@ import MySQLdb
 from kafka.errors import KafkaError
 
 from scripts.services.errors import ServicesError
-from tests.chaos import people, strangers  # noqa: F401 - they register what they do
-from tests.chaos.cluster import Cluster, MissedError
+from tests.chaos import database_faults, floods, handlers, holders, hosts, people, strangers  # noqa: F401 - they register
+from tests.chaos.cluster import Cluster
+from tests.chaos.errors import MissedError
 from tests.chaos.faults import FAULTS
 from tests.chaos.schedule import TimedFault
 

@@ -6,7 +6,8 @@ import random
 
 import MySQLdb
 
-from tests.chaos.cluster import Cluster, MissedError
+from tests.chaos.cluster import Cluster
+from tests.chaos.errors import MissedError
 from tests.chaos.faults import injects
 from tests.chaos.schedule import TimedFault
 
@@ -23,7 +24,7 @@ def _dead(cluster: Cluster, condition: str) -> list[int]:
 
 @injects("replay")
 def _replay(cluster: Cluster, fault: TimedFault) -> str:
-    dead = _dead(cluster, "event_type <> 'probe.parking'")
+    dead = _dead(cluster, "event_type <> 'probe.parking' AND event_type NOT LIKE 'probe.faulty%'")
     ids = random.Random(fault.dice).sample(dead, min(5, len(dead)))
     cluster.ledger.replayed += cluster.operator.replay(*ids)
     return f"rows {sorted(ids)}"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from tests.chaos.evidence import Evidence
+from tests.chaos.kinds import KINDS, STANDING
 from tests.chaos.lanes import Happening
-from tests.chaos.schedule import KINDS
 from tests.chaos.verdict import PROMISES, Verdict
 
 _HISTORIES = 3
@@ -18,16 +18,30 @@ _BREACHES = 20
 """Breaches of one promise that are told; the others are counted."""
 
 
-def table_of_faults(happenings: list[Happening]) -> Iterator[str]:
+def injected(happenings: Sequence[Happening], evidence: Evidence) -> Counter[str]:
+    """Count how often each kind was injected; of those that last for the whole run, the events that had them."""
+    counts = Counter(happening.fault.name for happening in happenings if happening.outcome == "done")
+    for row in evidence.rows["probe"]:
+        writer = row.key.partition(".")[0]
+        told = evidence.told[row.id]
+        if writer in KINDS and KINDS[writer].lane == STANDING:
+            counts[writer] += writer == "oversize" or (told is not None and told.is_bad)
+    for name, kind in KINDS.items():
+        if kind.lane == STANDING and counts[name]:
+            counts[name] -= 1  # the start of its writer
+    return counts
+
+
+def table_of_faults(happenings: Sequence[Happening], counts: Counter[str]) -> Iterator[str]:
     """Return how often each fault was injected."""
-    counts: dict[str, Counter[str]] = {}
+    outcomes: dict[str, Counter[str]] = {}
     for happening in happenings:
-        counts.setdefault(happening.fault.name, Counter())[happening.outcome] += 1
+        outcomes.setdefault(happening.fault.name, Counter())[happening.outcome] += 1
     yield f"{'fault':<19}{'injected':>9}{'missed':>8}{'skipped':>9}  what it is"
     for name, kind in KINDS.items():
-        if name in counts:
-            each = counts[name]
-            yield f"{name:<19}{each['done']:>9}{each['missed']:>8}{each['skipped']:>9}  {kind.summary}"
+        if name in outcomes:
+            each = outcomes[name]
+            yield f"{name:<19}{counts[name]:>9}{each['missed']:>8}{each['skipped']:>9}  {kind.summary}"
     for happening in happenings:
         if happening.outcome == "broken":
             yield f"the harness itself failed: {happening}"

@@ -3,20 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of fault: what it takes hold of, and for how long."""
-
-    lane: str
-    """Faults of one lane come one after the other; lanes do not wait for each other."""
-    shortest_s: float
-    longest_s: float
-    summary: str
+from tests.chaos.kinds import KINDS, STANDING
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,78 +22,40 @@ class TimedFault:
     """From [0, 1): decides what is left open, such as which worker is hit."""
 
 
-STANDING: Final = "standing"
-"""The lane of faults that begin with the run and last until its end."""
-
 _GAPS_S: Final = {
     "relays": (3.0, 9.0),
     "consumers": (3.0, 9.0),
     "kafka": (12.0, 25.0),
-    "mariadb": (12.0, 25.0),
+    "database": (12.0, 25.0),
     "kafka-net": (6.0, 15.0),
-    "mariadb-net": (6.0, 15.0),
-    "sql": (3.0, 9.0),
+    "database-net": (6.0, 15.0),
+    "sql": (3.0, 8.0),
     "topic": (3.0, 8.0),
+    "floods": (30.0, 50.0),
     "rows": (5.0, 12.0),
     "people": (3.0, 8.0),
     "writers": (15.0, 30.0),
+    "handlers": (3.0, 7.0),
+    "killers": (6.0, 13.0),
+    "row-holders": (5.0, 12.0),
+    "outbox-holders": (5.0, 12.0),
+    "hosts": (20.0, 45.0),
 }
 """How long a lane rests between two faults: work has to go on in between, or nothing is shown."""
+
+_THROUGH_QUIET: Final = frozenset({STANDING, "row-holders", "outbox-holders", "hosts"})
+"""Faults that must not hold up others: how long they do is measured while nothing else goes wrong."""
+
+_QUIET_EVERY_S: Final = 150.0
+_QUIET_S: Final = 30.0
+"""The end of each such period is free of all other faults."""
 
 _CALM_S: Final = 3.0
 """Nothing happens at the very beginning and nothing new at the end."""
 
-KINDS: Final = {
-    "relay-kill": Kind("relays", 0, 0, "kill -9 of a relay; a new one is started"),
-    "relay-freeze": Kind("relays", 4, 10, "SIGSTOP of a relay for longer than its lease"),
-    "relay-term": Kind("relays", 0, 0, "SIGTERM of a relay; a new one is started"),
-    "relay-more": Kind("relays", 5, 15, "one more relay for a while"),
-    "relay-fewer": Kind("relays", 3, 8, "one relay less for a while"),
-    "relay-clock": Kind("relays", 4, 12, "the wall clock of a relay jumps by seconds to hours, and back"),
-    "consumer-kill": Kind("consumers", 0, 0, "kill -9 of a consumer; a new one is started"),
-    "consumer-freeze": Kind("consumers", 4, 14, "SIGSTOP of a consumer, often for longer than its session"),
-    "consumer-term": Kind("consumers", 0, 0, "SIGTERM of a consumer; a new one is started"),
-    "consumer-more": Kind("consumers", 5, 15, "one more consumer for a while: two rebalances"),
-    "consumer-fewer": Kind("consumers", 3, 8, "one consumer less for a while"),
-    "consumer-clock": Kind("consumers", 4, 12, "the wall clock of a consumer jumps by seconds to hours, and back"),
-    "kafka-stop": Kind("kafka", 1, 8, "Kafka is stopped and started again"),
-    "kafka-kill": Kind("kafka", 1, 8, "kill -9 of Kafka; it is started again"),
-    "kafka-freeze": Kind("kafka", 3, 14, "SIGSTOP of Kafka: connections stay open, nothing answers"),
-    "mariadb-stop": Kind("mariadb", 1, 8, "MariaDB is stopped and started again"),
-    "mariadb-kill": Kind("mariadb", 1, 8, "kill -9 of MariaDB; it is started again"),
-    "mariadb-freeze": Kind("mariadb", 3, 12, "SIGSTOP of MariaDB"),
-    "kafka-latency": Kind("kafka-net", 3, 10, "every packet to and from Kafka is late"),
-    "kafka-cut": Kind("kafka-net", 0.5, 4, "connections to Kafka are reset, again and again"),
-    "kafka-half-open": Kind("kafka-net", 3, 12, "connections to Kafka are accepted and carry nothing"),
-    "kafka-deaf": Kind("kafka-net", 1, 5, "requests reach Kafka, the answers are lost"),
-    "mariadb-latency": Kind("mariadb-net", 3, 10, "every packet to and from MariaDB is late"),
-    "mariadb-cut": Kind("mariadb-net", 0.5, 4, "connections to MariaDB are reset, again and again"),
-    "mariadb-half-open": Kind("mariadb-net", 3, 12, "connections to MariaDB are accepted and carry nothing"),
-    "mariadb-deaf": Kind("mariadb-net", 1, 5, "statements reach MariaDB, COMMIT too, the answers are lost"),
-    "kill-connections": Kind("sql", 0, 0, "KILL of every database connection"),
-    "kill-queries": Kind("sql", 1, 4, "KILL QUERY of whatever runs, again and again"),
-    "stranger-locks": Kind("sql", 2, 9, "a transaction of a stranger holds locks on unfinished rows"),
-    "deadlocks": Kind("sql", 2, 6, "a transaction of a stranger locks rows in the other order, again and again"),
-    "lost-records": Kind("sql", 0, 0, "rows say `published` and no record is on the topic"),
-    "garbage": Kind("topic", 0, 0, "garbage and foreign records on the topic"),
-    "echo": Kind("topic", 0, 0, "records of known rows again, on any partition"),
-    "sql-rows": Kind("rows", 0, 0, "rows by plain SQL: sound, unknown type or version, undecodable"),
-    "replay": Kind("people", 0, 0, "a person replays dead events"),
-    "mend": Kind("people", 0, 0, "a person mends an event that parks its key, and replays it"),
-    "give-up": Kind("people", 0, 0, "a person gives up an event that parks its key"),
-    "pause-relay": Kind("people", 2, 8, "a person pauses the relays and resumes them"),
-    "pause-consumer": Kind("people", 2, 8, "a person pauses the consumers and resumes them"),
-    "writer-kill": Kind("writers", 0, 0, "kill -9 of a process that publishes; a new one is started"),
-    "flaky": Kind(STANDING, 0, 0, "handlers that raise a few times and then succeed"),
-    "poison": Kind(STANDING, 0, 0, "handlers that never succeed"),
-    "discard": Kind(STANDING, 0, 0, "handlers that discard"),
-    "asks-again": Kind(STANDING, 0, 0, "handlers that ask for a retry"),
-    "slow": Kind(STANDING, 0, 0, "handlers that take their time"),
-    "hang": Kind(STANDING, 0, 0, "handlers that hang for longer than a lease and a session"),
-    "parking": Kind(STANDING, 0, 0, "events whose death holds back their key"),
-    "oversize": Kind(STANDING, 0, 0, "events too large for the topic"),
-}
-"""Every fault there is, by name."""
+FULL_RUN_MINUTES: Final = 25.0
+LEAST_INJECTED: Final = 10
+"""A run of ``FULL_RUN_MINUTES`` injects each kind at least so often; more are planned, as some find nothing to hit."""
 
 
 def plan(seed: int, minutes: float, faults: Collection[str] = tuple(KINDS)) -> list[TimedFault]:
@@ -121,15 +74,32 @@ def plan(seed: int, minutes: float, faults: Collection[str] = tuple(KINDS)) -> l
         for name in chosen
         if KINDS[name].lane == STANDING
     ]
-    for lane, gap_s in _GAPS_S.items():
+    for lane in _GAPS_S:
         names = [name for name in chosen if KINDS[name].lane == lane]
         if names:
-            found += _lane(random.Random(f"{seed}/{lane}"), names, gap_s, end_s=minutes * 60 - _CALM_S)
+            found += _lane(random.Random(f"{seed}/{lane}"), names, lane, end_s=minutes * 60 - _CALM_S)
     return sorted(found, key=lambda fault: (fault.at_s, fault.name))
 
 
-def _lane(dice: random.Random, names: list[str], gap_s: tuple[float, float], *, end_s: float) -> list[TimedFault]:
+def quiet_windows(end_s: float) -> Iterator[tuple[float, float]]:
+    """Return the times in which only what must not hold up others goes wrong."""
+    at_s = _QUIET_EVERY_S
+    while at_s - _QUIET_S < end_s:
+        yield at_s - _QUIET_S, at_s
+        at_s += _QUIET_EVERY_S
+
+
+def rare(counts: Mapping[str, int], *, minutes: float, faults: Collection[str]) -> list[str]:
+    """Return the kinds that a full run should have injected more often; none for a shorter run."""
+    if minutes < FULL_RUN_MINUTES:
+        return []
+    return [name for name in KINDS if name in faults and counts.get(name, 0) < LEAST_INJECTED]
+
+
+def _lane(dice: random.Random, names: list[str], lane: str, *, end_s: float) -> list[TimedFault]:
     """Return the faults of one lane: none overlaps another, none lasts beyond ``end_s``."""
+    gap_s = _GAPS_S[lane]
+    windows = [] if lane in _THROUGH_QUIET else list(quiet_windows(end_s))
     found: list[TimedFault] = []
     bag: list[str] = []
     at_s = _CALM_S + dice.uniform(0, gap_s[1])
@@ -137,9 +107,11 @@ def _lane(dice: random.Random, names: list[str], gap_s: tuple[float, float], *, 
         if not bag:
             bag = dice.sample(names, len(names))
         name = bag.pop()
-        kind = KINDS[name]
-        length_s = dice.uniform(kind.shortest_s, kind.longest_s)
+        length_s = dice.uniform(KINDS[name].shortest_s, KINDS[name].longest_s)
+        for begin_s, until_s in windows:
+            if at_s < until_s and at_s + length_s > begin_s:
+                at_s = until_s + dice.uniform(0, gap_s[0])
         if at_s + length_s > end_s:
             return found
-        found.append(TimedFault(round(at_s, 2), name, kind.lane, round(length_s, 2), dice.random()))
+        found.append(TimedFault(round(at_s, 2), name, lane, round(length_s, 2), dice.random()))
         at_s += length_s + dice.uniform(*gap_s)

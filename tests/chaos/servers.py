@@ -1,10 +1,11 @@
-"""A MariaDB and a Kafka of the run's own, each behind a proxy that everybody but the observer goes through."""
+"""A database and a Kafka of the run's own, as their makers ship them, each behind a proxy for all but the observer."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 from scripts.services import catalog, kafka_wire, ports
 from scripts.services.kafka import NODE, Kafka
 from scripts.services.mariadb import MariaDB
+from scripts.services.mysql import MySQL
 from scripts.services.server import NativeServer
 from scripts.services.state import State
 from tests.acceptance.databases import MariaDBDatabase, MariaDBServer
@@ -23,20 +25,14 @@ from tests.chaos.proxy import Proxy
 _PORT = 20_000 + 10 * (os.getpid() % 1000)
 """Where the search for free ports begins: another run must not find those of a server that is away for a moment."""
 
-_MARIADB = dataclasses.replace(catalog.MARIADB, ports={"client": _PORT})
 _KAFKA = dataclasses.replace(catalog.KAFKA, ports={"client": _PORT + 1, "controller": _PORT + 2})
-_PROXY_PORTS = {"mariadb": _PORT + 3, "kafka": _PORT + 4}
+_PROXY_PORTS = {"database": _PORT + 3, "kafka": _PORT + 4}
 
-LOCK_WAIT_S = 3
-"""So that locks of a stranger are given up on, and not only waited for."""
-
-
-class ImpatientMariaDB(MariaDB):
-    """A MariaDB that does not let anybody wait long for a lock."""
-
-    @property
-    def more_settings(self) -> str:
-        return f"innodb_lock_wait_timeout = {LOCK_WAIT_S}\n"
+DATABASES: Mapping[str, tuple[catalog.Service, type[NativeServer]]] = {
+    "mariadb": (dataclasses.replace(catalog.MARIADB, ports={"client": _PORT}), MariaDB),
+    "mysql": (dataclasses.replace(catalog.MYSQL, ports={"client": _PORT}), MySQL),
+}
+"""What the database of a run may be."""
 
 
 class ProxiedKafka(Kafka):
@@ -67,14 +63,17 @@ class ProxiedDatabase(MariaDBDatabase):
 
 
 class Servers:
-    """Both servers and their proxies, by the names ``mariadb`` and ``kafka``."""
+    """Both servers and their proxies, by the names ``database`` and ``kafka``."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, database: str) -> None:
         kafka = ProxiedKafka(_KAFKA, State(_KAFKA, root=root))
+        service, server = DATABASES[database]
         self.by_name: dict[str, NativeServer] = {
-            "mariadb": ImpatientMariaDB(_MARIADB, State(_MARIADB, root=root)),
+            "database": server(service, State(service, root=root)),
             "kafka": kafka,
         }
+        self.is_mysql = database == "mysql"
+        """Whether the database is MySQL itself."""
         self._proxy_ports = {name: ports.pick(port) for name, port in _PROXY_PORTS.items()}
         kafka.advertised_port = self._proxy_ports["kafka"]
         self.proxies: dict[str, Proxy] = {}
@@ -89,7 +88,7 @@ class Servers:
         for name, server in self.by_name.items():
             self.proxies[name] = Proxy(port=self._proxy_ports[name], target=server.port)
             self.proxies[name].start()
-        self._direct = MariaDBServer(str(self.by_name["mariadb"].address), migrate).make("chaos")
+        self._direct = MariaDBServer(str(self.by_name["database"].address), migrate).make("chaos")
         migrate(self._direct.url)
 
     @property
@@ -99,7 +98,7 @@ class Servers:
 
     def proxied_database(self) -> ProxiedDatabase:
         """Return the database for the project's processes. A connection of ours belongs to one thread."""
-        return ProxiedDatabase(self.database(), port=self._proxy_ports["mariadb"])
+        return ProxiedDatabase(self.database(), port=self._proxy_ports["database"])
 
     def database(self) -> MariaDBDatabase:
         """Return the database past the proxy; a new object for each thread."""

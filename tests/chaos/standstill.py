@@ -92,7 +92,7 @@ def stand_still(
     began_at, piece = max(found, key=lambda each: each[1].done_at - each[0])
     in_the_way = [span for span in spans if span.began_at < piece.done_at and span.ended_at > began_at]
     stretches = [
-        Stretch(start, end, waited_s(start, end)) for start, end in _between(began_at, piece.done_at, in_the_way)
+        Stretch(start, end, waited_s(start, end)) for start, end in between(began_at, piece.done_at, in_the_way)
     ]
     longest = max(stretches, key=lambda stretch: stretch.blamed_s, default=Stretch(began_at, began_at, 0.0))
     return StandStill(piece, began_at, longest, tuple(sorted({span.why for span in in_the_way})))
@@ -117,7 +117,7 @@ def _first(killed_at: float, pieces: list[Piece]) -> tuple[float, Piece]:
     return min(since, piece.done_at), piece
 
 
-def _between(began_at: float, ended_at: float, spans: Collection[Span]) -> Iterator[tuple[float, float]]:
+def between(began_at: float, ended_at: float, spans: Collection[Span]) -> Iterator[tuple[float, float]]:
     at = began_at
     for span in sorted(spans, key=lambda span: span.began_at):
         if span.began_at > at:

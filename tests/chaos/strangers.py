@@ -11,8 +11,10 @@ from MySQLdb import OperationalError
 
 from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
-from tests.chaos.cluster import Cluster, Garbage, MissedError, SqlRow
+from tests.chaos.cluster import Cluster
+from tests.chaos.errors import MissedError
 from tests.chaos.faults import injects
+from tests.chaos.ledger import Garbage, SqlRow
 from tests.chaos.schedule import TimedFault
 
 # --- the database ------------------------------------------------------------------------------------------------
@@ -112,7 +114,7 @@ def _newest_unfinished(database: MariaDBDatabase) -> list[int]:
 
 
 def _deadlocks(database: MariaDBDatabase) -> int:
-    return int(database.query("SHOW GLOBAL STATUS LIKE 'Innodb_deadlocks'")[0][1])
+    return int(database.value("SELECT count FROM information_schema.innodb_metrics WHERE name = 'lock_deadlocks'"))
 
 
 @injects("lost-records")
@@ -189,13 +191,11 @@ def _send_garbage(cluster: Cluster, fault: TimedFault) -> str:
         (msgspec.json.encode({**foreign, "event_type": "probe.nonsense"}), f"row {row[0]} of"),
     ]
     keys = [f"garbage-{fault.at_s}-{number}".encode() for number in range(len(forms))]
-    sent = [Garbage(key, reason, is_acknowledged=False) for key, (_, reason) in zip(keys, forms, strict=True)]
-    at = len(cluster.ledger.garbage)
-    cluster.ledger.garbage += sent
+    for key, (_, reason) in zip(keys, forms, strict=True):
+        cluster.ledger.garbage[key] = Garbage(key, reason, is_acknowledged=False)
     answers = _send(cluster, dice, [(key, value) for key, (value, _) in zip(keys, forms, strict=True)])
-    cluster.ledger.garbage[at:] = [
-        Garbage(each.key, each.reason, is_acknowledged=answer) for each, answer in zip(sent, answers, strict=True)
-    ]
+    for key, (_, reason), answer in zip(keys, forms, answers, strict=True):
+        cluster.ledger.garbage[key] = Garbage(key, reason, is_acknowledged=answer)
     return f"{sum(answers)} records, {len(answers) - sum(answers)} more perhaps"
 
 

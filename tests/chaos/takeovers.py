@@ -18,14 +18,28 @@ from tests.chaos.verdict import Verdict
 from tests.chaos.watch import Look
 from tests.chaos.writers import ALWAYS
 
-_AFTERMATH_S: Final = 6.0
+AFTERMATH_S: Final = 6.0
 """How long a trouble may last beyond its end: the longest pause of a worker in an outage, and a little."""
+
+_HUNG_S: Final = 30.0
+"""How long an event that hangs or kills is about after it was published, and how long a flood is worked on."""
 
 _REASONS: Final = 4
 """Of excuses, those that are told."""
 
-_IN_THE_WAY: Final = frozenset({"kafka", "mariadb", "kafka-net", "mariadb-net"})
-_STRANGERS: Final = frozenset({"deadlocks", "kill-connections", "kill-queries", "stranger-locks"})
+_IN_THE_WAY: Final = frozenset({"kafka", "database", "kafka-net", "database-net", "floods", "killers"})
+_STRANGERS: Final = frozenset(
+    {
+        "dba-killer",
+        "deadlocks",
+        "kill-connections",
+        "kill-one",
+        "kill-queries",
+        "statement-limit",
+        "stranger-locks",
+        "table-missing",
+    }
+)
 _SOUND_KEYS: Final = tuple(f"{name}." for name in ALWAYS)
 
 
@@ -70,7 +84,7 @@ def take_overs(cluster: Cluster, evidence: Evidence, happenings: Sequence[Happen
     """Measure them, by what rows and looks tell."""
     found = TakeOvers()
     members = cluster.crew.members
-    sound = {service: list(_sound(evidence, works)) for service, works in evidence.works.items()}
+    sound = {service: list(sound_works(evidence, works)) for service, works in evidence.works.items()}
     for victim in members:
         if victim.fate != "killed" or victim.came_at is None or victim.left_at is None:
             continue
@@ -82,9 +96,9 @@ def take_overs(cluster: Cluster, evidence: Evidence, happenings: Sequence[Happen
             waited_s: Callable[[float, float], float] = cluster.watch.waited_s
         else:
             works = sound[victim.service]
-            parts = partitions_of(victim, works)
+            parts = partitions_of(victim, works, at=killed_at)
             pieces = [Piece(work.partition, work.published_at, work.consumed_at, work.event_id) for work in works]
-            waited_s = _with_slow_handlers(cluster.watch.waited_s, evidence, victim.service)
+            waited_s = with_slow_handlers(cluster.watch.waited_s, evidence, victim.service)
         spans = [
             *_troubles(victim, happenings, cluster.began_at),
             *_absences(victim, killed_at, members),
@@ -137,17 +151,17 @@ def taken_leases(
         yield Piece(shard, killed_at, math.inf, "nobody had it")
 
 
-def partitions_of(victim: Member, works: Iterable[Work]) -> frozenset[int]:
-    """Return the partitions in which nobody had done anything since a consumer did, when it was killed."""
-    came_at, killed_at = victim.came_at or math.inf, victim.left_at or math.inf
+def partitions_of(member: Member, works: Iterable[Work], *, at: float) -> frozenset[int]:
+    """Return the partitions in which nobody had done anything at a moment since a consumer did."""
+    came_at = member.came_at or math.inf
     latest: dict[int, Work] = {}
     for work in sorted(works, key=lambda work: work.consumed_at):
-        if came_at <= work.consumed_at <= killed_at:
+        if came_at <= work.consumed_at <= at:
             latest[work.partition] = work
-    return frozenset(part for part, work in latest.items() if work.pid in {None, victim.worker.pid})
+    return frozenset(part for part, work in latest.items() if work.pid in {None, member.worker.pid})
 
 
-def _sound(evidence: Evidence, works: Iterable[Work]) -> Iterator[Work]:
+def sound_works(evidence: Evidence, works: Iterable[Work]) -> Iterator[Work]:
     """Return what nothing of its own holds up: no attempts that fail, no predecessor that is stuck."""
     stuck = {row.key for row in evidence.rows["probe"] if row.id in evidence.ledger.lost_records}
     for work in works:
@@ -164,7 +178,8 @@ def _troubles(victim: Member, happenings: Iterable[Happening], began_at: float) 
         fault = happening.fault
         is_pause = fault.name == f"pause-{victim.role}" and happening.note in {"", victim.service}
         if happening.outcome != "skipped" and (fault.lane in _IN_THE_WAY or fault.name in _STRANGERS or is_pause):
-            yield Span(began_at + happening.began_s, began_at + happening.ended_s + _AFTERMATH_S, fault.name)
+            lasts_s = _HUNG_S if fault.lane in {"killers", "floods"} else AFTERMATH_S
+            yield Span(began_at + happening.began_s, began_at + happening.ended_s + lasts_s, fault.name)
 
 
 def _absences(victim: Member, killed_at: float, members: Iterable[Member]) -> Iterator[Span]:
@@ -181,7 +196,7 @@ def _absences(victim: Member, killed_at: float, members: Iterable[Member]) -> It
                 yield Span(began_at, ended_at, f"another {victim.role} was frozen")
 
 
-def _with_slow_handlers(
+def with_slow_handlers(
     waited_s: Callable[[float, float], float], evidence: Evidence, service: str
 ) -> Callable[[float, float], float]:
     """Count the time of handlers that take it: a batch is committed when all its events are done."""
@@ -195,7 +210,7 @@ def _with_slow_handlers(
                 naps[work.consumed_at] += told.sleep_s * runs[work.id]
 
     def waited(began_at: float, ended_at: float) -> float:
-        slept_s = sum(nap for at, nap in naps.items() if began_at < at < ended_at + _AFTERMATH_S)
+        slept_s = sum(nap for at, nap in naps.items() if began_at < at < ended_at + AFTERMATH_S)
         return min(waited_s(began_at, ended_at) + slept_s, ended_at - began_at)
 
     return waited

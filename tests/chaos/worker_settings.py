@@ -1,4 +1,4 @@
-"""Settings of workers whose wall clock libfaketime tells: those of the acceptance tests, and a sleep that works."""
+"""Settings of workers whose wall clock libfaketime tells: a sleep that works, and another database that is away."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import select
 import time
 from typing import SupportsIndex
 
+from smartflow.settings import DATABASES, database
+from tests.acceptance.probe.events import ELSEWHERE
 from tests.acceptance.settings import *  # noqa: F403
+
+# Nothing listens there: one handler uses it, and its failure must stay that event's own.
+DATABASES = {**DATABASES, ELSEWHERE: database("mysql://nobody:nothing@127.0.0.1:9/nowhere")}
 
 
 def _sleep(seconds: float | SupportsIndex) -> None:

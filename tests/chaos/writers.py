@@ -30,15 +30,10 @@ _WRITERS: Final[dict[str, tuple[float, Kind, dict[str, Any], dict[str, Any]]]] =
     "discard": (0.04, "bulk", {"threads": 1, "keys": 3, "events": 3}, {"verdict": "discard", "every": 9}),
     "asks-again": (0.03, "bulk", {"threads": 1, "keys": 2}, {"verdict": "retry", "every": 4}),
     "slow": (0.03, "step", {"threads": 1, "keys": 2}, {"sleep_ms": 1500, "every": 8}),
-    "hang": (0.01, "step", {"threads": 1, "keys": 2}, {"sleep_ms": 8000, "every": 40}),
     "parking": (0.03, "parking", {"threads": 1, "keys": 3}, {"verdict": "discard", "every": 8}),
     "oversize": (0.005, "step", {"threads": 1, "keys": 2, "events": 1}, {"filler": _NOISE}),
 }
-"""Share of the rate, kind of event, shape of the plan, and what the events say to their handlers.
-
-A handler that hangs does so again each time that its batch is done again in halves: about one in a hundred seconds is
-what the consumers of a run can bear. With one in thirty they had no time left for the other events.
-"""
+"""Share of the rate, kind of event, shape of the plan, and what the events say to their handlers."""
 
 _BEFORE_ITS_START: Final = "exit code -15"
 """A process that SIGTERM ended like that had not come to where it listens for it."""

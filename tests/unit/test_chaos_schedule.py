@@ -6,7 +6,8 @@ from collections import defaultdict
 
 import pytest
 
-from tests.chaos.schedule import KINDS, STANDING, TimedFault, plan
+from tests.chaos.kinds import KINDS, STANDING
+from tests.chaos.schedule import TimedFault, plan
 
 MINUTES = 5.0
 

@@ -42,4 +42,37 @@ class Parking(ProbeEvent, frozen=True, kw_only=True):
     """Handled one by one; when one dies, the later ones of its key wait for a person."""
 
 
-KINDS: dict[str, type[ProbeEvent]] = {"step": Step, "bulk": Bulk, "parking": Parking}
+ELSEWHERE = "elsewhere"
+"""The alias of a database that is away, where a process has one."""
+
+
+HOOK_ERROR = "a hook that raises"
+
+
+class FaultyEvent(ProbeEvent, frozen=True, kw_only=True):
+    """What a handler is to do wrong; see `faults`."""
+
+    fault: str
+    times: int = 1
+    """How often it does so; afterwards the event is simply handled."""
+    target: int = 0
+    """The business row that the handler wants to write, by its id."""
+
+
+@event("probe.faulty", service="probe", key="key")
+class Faulty(FaultyEvent, frozen=True, kw_only=True):
+    """Handled one by one."""
+
+
+@event("probe.faulty.list", service="probe", key="key")
+class FaultyList(FaultyEvent, frozen=True, kw_only=True):
+    """Handled as a list."""
+
+
+KINDS: dict[str, type[ProbeEvent]] = {
+    "step": Step,
+    "bulk": Bulk,
+    "parking": Parking,
+    "faulty": Faulty,
+    "faulty-list": FaultyList,
+}

@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from outbox import Delivery, Discard, Retry, handles
-from tests.acceptance.probe.events import Bulk, Parking, ProbeEvent, Step
+from tests.acceptance.probe.events import Bulk, Faulty, FaultyEvent, FaultyList, Parking, ProbeEvent, Step
+from tests.acceptance.probe.faults import misbehave
 from tests.acceptance.probe.models import Effect
 from tests.acceptance.probe.trace import note
 
@@ -31,10 +32,23 @@ def take_bulk(deliveries: list[Delivery[Bulk]]) -> None:
     Effect.objects.using(deliveries[0].database).bulk_create([_run(delivery) for delivery in deliveries])
 
 
+@handles(Faulty)
+def take_faulty(delivery: Delivery[Faulty]) -> Any:
+    """Write down the effect, and do wrong what the event says."""
+    return misbehave(delivery, _run(delivery))
+
+
+@handles(FaultyList, batch=True)
+def take_faulty_list(deliveries: list[Delivery[FaultyList]]) -> Any:
+    """Write down the effects, and do wrong what the events say."""
+    answers = [misbehave(delivery, _run(delivery)) for delivery in deliveries]
+    return next((answer for answer in answers if answer is not None), None)
+
+
 def _run(delivery: Delivery[Any]) -> Effect:
     payload: ProbeEvent = delivery.payload
     note("begin", delivery.outbox_id, delivery.attempt)
-    if payload.n % payload.every == 0:
+    if payload.n % payload.every == 0 and not isinstance(payload, FaultyEvent):
         _misbehave(payload, delivery.attempt)
     note("end", delivery.outbox_id, delivery.attempt)
     return Effect(
