@@ -19,7 +19,7 @@ from tests.acceptance.harness import Installation
 from tests.acceptance.topics import create_topic
 from tests.acceptance.workers import Publisher
 from tests.chaos.clocks import check_jumps, sweep
-from tests.chaos.crew import Crew
+from tests.chaos.crew import SETTINGS, Crew
 from tests.chaos.errors import MissedError
 from tests.chaos.ledger import Ledger
 from tests.chaos.publishing import EventPublisher
@@ -190,7 +190,7 @@ class Cluster:
         troubles = []
         for service in SERVICES:
             try:
-                self.installation.consumer(service, "--once").wait(timeout_s=180)
+                self.installation.consumer(service, "--once", env=SETTINGS).wait(timeout_s=180)
             except AssertionError as error:
                 troubles.append(str(error))
         return troubles

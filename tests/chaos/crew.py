@@ -22,7 +22,7 @@ Fate = Literal["runs", "leaves", "killed", "stopped", "ended by itself", "did no
 STOPS_S = 90.0
 """Longer than any fault that a worker may be in the middle of, on a machine that is busy with other things."""
 
-_SETTINGS: Final = "tests.chaos.worker_settings"
+SETTINGS: Final = {"DJANGO_SETTINGS_MODULE": "tests.chaos.worker_settings"}
 
 HUNG_EXIT_CODE: Final = 79
 """How a worker ends one of whose handlers never returned."""
@@ -71,7 +71,7 @@ class Crew:
         """Start one more worker."""
         with self._lock:
             clock = make_clock(self._installation.folder / f"clock-{len(self.members)}")
-            env = {**clock.environment, "DJANGO_SETTINGS_MODULE": _SETTINGS}
+            env = {**clock.environment, **SETTINGS}
             if role == "relay":
                 worker = self._installation.relay(service, env=env)
             else:

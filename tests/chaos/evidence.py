@@ -106,7 +106,7 @@ class Evidence:
         """
         journal = self.installation.read_journals()
         by_key = {row.key: row.event_id for row in self.rows["probe"]}
-        for written in self.ledger.sql_rows:
+        for written in self.ledger.sql_rows.values():
             known = journal.committed if written.is_certain else journal.unknown
             known.add(by_key.get(written.key, f"(the row with key {written.key})"))
         journal.unknown |= self.business - journal.committed - journal.rolled_back

@@ -10,17 +10,19 @@ from typing import Any, Final
 
 import MySQLdb
 
+from tests.acceptance.databases import MariaDBDatabase
 from tests.chaos.cluster import Cluster
 from tests.chaos.errors import MissedError
 from tests.chaos.faults import injects
-from tests.chaos.ledger import Hold
+from tests.chaos.ledger import Hold, SqlRow
 from tests.chaos.schedule import TimedFault
 
 _LOOK_S: Final = 0.5
 _LOCK_COMES_S: Final = 10.0
+_DUE_S: Final = 2
 
-Lock = Callable[[Any], frozenset[str] | None]
-"""Locks a row with a cursor; returns the keys that wait for it, or None when there is nothing to lock."""
+Lock = Callable[[MariaDBDatabase, Any], frozenset[str] | None]
+"""Locks a row with a cursor, with another connection at hand; returns the keys that wait for it, None for nothing."""
 
 
 class Holder:
@@ -44,18 +46,19 @@ class Holder:
     def _run(self) -> None:
         while not self._is_over.is_set():
             with (
-                suppress(MySQLdb.Error, MissedError),
+                suppress(MySQLdb.OperationalError, MySQLdb.InterfaceError, MissedError),
                 self._cluster.database() as database,
                 closing(database.connect()) as connection,
             ):
                 connection.autocommit(False)
-                self._hold(connection)
+                self._hold(database, connection)
             self._is_over.wait(_LOOK_S)
 
-    def _hold(self, connection: Any) -> None:
+    def _hold(self, database: MariaDBDatabase, connection: Any) -> None:
         cursor = connection.cursor()
-        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED, SESSION innodb_lock_wait_timeout = 2")
-        keys = self._lock(cursor)
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.execute("SET SESSION innodb_lock_wait_timeout = 2")
+        keys = self._lock(database, cursor)
         if keys is None:
             return
         began_at = lives_at = time.time()
@@ -80,7 +83,7 @@ def hold_business_row(cluster: Cluster, fault: TimedFault) -> Iterator[int]:
     with cluster.database() as database:
         target = int(database.value(f"SELECT MAX(id) FROM probe_business_rows WHERE event_id = '{event_id}'"))
 
-    def lock(cursor: Any) -> frozenset[str] | None:
+    def lock(_: MariaDBDatabase, cursor: Any) -> frozenset[str] | None:
         cursor.execute(f"SELECT id FROM probe_business_rows WHERE id = {target} FOR UPDATE")
         return frozenset()
 
@@ -92,24 +95,38 @@ def hold_business_row(cluster: Cluster, fault: TimedFault) -> Iterator[int]:
 
 @injects("outbox-holder")
 def _hold_outbox_row(cluster: Cluster, fault: TimedFault) -> str:
-    with Holder(cluster, fault.name, lock_unfinished) as holder:
+    prefix = f"{fault.name}-{fault.at_s}"
+
+    def lock(database: MariaDBDatabase, cursor: Any) -> frozenset[str] | None:
+        return _lock_unfinished(database, cursor, prefix) or _lock_new(cluster, database, cursor, prefix)
+
+    with Holder(cluster, fault.name, lock) as holder:
         if not holder.has_locked.wait(_LOCK_COMES_S):
-            raise MissedError("no unfinished row could be locked")
+            raise MissedError("no row could be locked")
         cluster.rest(fault.length_s)
-    return f"{holder.holds} rows, one after the other"
+    return f"{holder.holds} times, one after the other"
 
 
-def lock_unfinished(cursor: Any) -> frozenset[str] | None:
-    """Lock the newest row that nobody has locked and that is not at its end; return its key."""
-    cursor.execute(
-        "SELECT id FROM probe_outbox_messages WHERE status IN ('pending', 'published')"
-        " AND message_key LIKE 'wide.%' ORDER BY id DESC LIMIT 20"
+def _lock_new(cluster: Cluster, database: MariaDBDatabase, cursor: Any, prefix: str) -> frozenset[str] | None:
+    """Write a row that is due in a moment, and lock it before relay and consumer come to it."""
+    key = f"{prefix}-{time.monotonic_ns()}"
+    cluster.ledger.sql_rows[key] = SqlRow(key, "consumed", "", is_certain=False)
+    database.execute(
+        "INSERT INTO probe_outbox_messages (event_type, message_key, payload, next_retry_at)"
+        f" VALUES ('probe.step', %s, %s, UTC_TIMESTAMP(6) + INTERVAL {_DUE_S} SECOND)",
+        [key, f'{{"payload": {{"key": "{key}", "n": 1}}}}'],
     )
-    for (row_id,) in cursor.fetchall():
-        cursor.execute(
-            f"SELECT status, message_key FROM probe_outbox_messages WHERE id = {row_id} FOR UPDATE SKIP LOCKED"
-        )
-        found = cursor.fetchone()
-        if found is not None and found[0] in {"pending", "published"}:
-            return frozenset({found[1]})
+    return _lock_unfinished(database, cursor, prefix)
+
+
+def _lock_unfinished(database: MariaDBDatabase, cursor: Any, prefix: str) -> frozenset[str] | None:
+    """Lock the newest of a stranger's own rows that is not at its end."""
+    found = database.query(
+        "SELECT id, message_key FROM probe_outbox_messages WHERE status IN ('pending', 'published')"
+        f" AND message_key LIKE '{prefix}-%' ORDER BY id DESC LIMIT 1"
+    )
+    for row_id, key in found:
+        cursor.execute(f"SELECT status FROM probe_outbox_messages WHERE id = {row_id} FOR UPDATE")
+        if cursor.fetchone()[0] in {"pending", "published"}:
+            return frozenset({key})
     return None

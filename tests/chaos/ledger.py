@@ -34,7 +34,7 @@ class Ledger:
 
     garbage: dict[bytes, Garbage] = field(default_factory=dict)
     """By key: several lanes send some."""
-    sql_rows: list[SqlRow] = field(default_factory=list)
+    sql_rows: dict[str, SqlRow] = field(default_factory=dict)
     lost_records: set[int] = field(default_factory=set)
     """Rows that said ``published`` without a record."""
     holds: list[Hold] = field(default_factory=list)

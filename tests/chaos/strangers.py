@@ -226,11 +226,10 @@ def _insert_rows(cluster: Cluster, fault: TimedFault) -> str:
     with cluster.database() as database:
         for name, (event_type, payload, status, reason) in forms.items():
             key = f"sql-{name}-{fault.at_s}"
-            at = len(cluster.ledger.sql_rows)
-            cluster.ledger.sql_rows.append(SqlRow(key, status, reason, is_certain=False))
+            cluster.ledger.sql_rows[key] = SqlRow(key, status, reason, is_certain=False)
             database.execute(
                 "INSERT INTO probe_outbox_messages (event_type, message_key, payload) VALUES (%s, %s, %s)",
                 [event_type, key, payload.format(key=key)],
             )
-            cluster.ledger.sql_rows[at] = SqlRow(key, status, reason, is_certain=True)
+            cluster.ledger.sql_rows[key] = SqlRow(key, status, reason, is_certain=True)
     return f"{len(forms)} rows"

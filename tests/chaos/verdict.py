@@ -74,7 +74,7 @@ def judge(evidence: Evidence, *, is_quiet: bool) -> Verdict:
 
 def expectations(evidence: Evidence) -> dict[int, Expected]:
     """Say what must have become of each event of the probe service, by the id of its row."""
-    written = {each.key: each for each in evidence.ledger.sql_rows}
+    written = evidence.ledger.sql_rows
     return {
         row.id: expectation(
             row, evidence.told[row.id], written=written.get(row.key), max_retry=evidence.max_retry[row.id]
@@ -96,7 +96,7 @@ def _check_delivery(verdict: Verdict, evidence: Evidence, expected: dict[int, Ex
     verdict.checked[1] += len(evidence.all_rows) + len(evidence.journal.rolled_back)
     verdict.hold(1, evidence, lambda: check_delivery(evidence.all_rows, evidence.journal, dead=dead, retried=retried))
     verdict.hold(1, evidence, lambda: check_business(evidence.all_rows, evidence.business))
-    by_sql = {inserted.key for inserted in evidence.ledger.sql_rows}
+    by_sql = evidence.ledger.sql_rows.keys()
     written = [row for row in evidence.all_rows if row.key not in by_sql]
     alone = [row.event_id for row in written if row.event_id not in evidence.business]
     if alone:
@@ -204,7 +204,7 @@ def _check_lost_records(verdict: Verdict, evidence: Evidence) -> None:
 
 def _events_in(text: str, evidence: Evidence) -> list[str]:
     """Return the events that a check speaks of, by event id or by the id of their row."""
-    words = list(dict.fromkeys(re.findall(r"[\w-]+", text)))
+    words = list(dict.fromkeys(re.findall(r"[\w-]+", text.partition(":")[2])))
     named = [word for word in words if word in evidence.event_ids and not word.isdigit()]
     by_id = {str(row.id): row.event_id for row in evidence.rows["probe"]}
     return named or [by_id[word] for word in words if word in by_id]
