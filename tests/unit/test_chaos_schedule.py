@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 
 from tests.chaos.kinds import KINDS, STANDING
-from tests.chaos.schedule import TimedFault, plan
+from tests.chaos.schedule import FULL_RUN_MINUTES, LEAST_INJECTED, TimedFault, plan, quiet_windows, rare
 
 MINUTES = 5.0
 
@@ -52,3 +52,30 @@ def test_run_that_is_too_short_for_a_fault_has_none() -> None:
 def test_unknown_fault_is_refused_by_its_name() -> None:
     with pytest.raises(ValueError, match="there is no fault locusts"):
         plan(7, MINUTES, ["relay-kill", "locusts"])
+
+
+@pytest.mark.parametrize("seed", [1, 7, 2026])
+def test_full_run_plans_each_fault_more_often_than_it_has_to_be_injected(seed: int) -> None:
+    counts = Counter(fault.name for fault in timed(plan(seed, FULL_RUN_MINUTES)))
+    assert {name for name, kind in KINDS.items() if kind.lane != STANDING} == counts.keys()
+    assert min(counts.values()) > LEAST_INJECTED
+
+
+def test_kind_that_a_full_run_injects_too_rarely_is_named() -> None:
+    counts = Counter(dict.fromkeys(KINDS, LEAST_INJECTED))
+    assert rare(counts, minutes=FULL_RUN_MINUTES, faults=KINDS) == []
+    counts["relay-kill"] -= 1
+    del counts["poison"]
+    assert rare(counts, minutes=FULL_RUN_MINUTES, faults=KINDS) == ["relay-kill", "poison"]
+    assert rare(counts, minutes=FULL_RUN_MINUTES, faults=["relay-kill"]) == ["relay-kill"]
+    assert rare(counts, minutes=FULL_RUN_MINUTES - 1, faults=KINDS) == []
+
+
+def test_in_quiet_times_only_what_must_hold_up_nobody_goes_wrong() -> None:
+    windows = list(quiet_windows(MINUTES * 60))
+    assert windows
+    through = {"row-holders", "outbox-holders", "hosts"}
+    for fault in timed(plan(7, MINUTES)):
+        for begin_s, until_s in windows:
+            overlaps = fault.at_s < until_s and fault.at_s + fault.length_s > begin_s
+            assert not overlaps or fault.lane in through, fault
