@@ -84,9 +84,15 @@ class Installation:
 
     # --- processes -----------------------------------------------------------------------------------------------
 
-    def relay(self, service: str = "probe", *arguments: str, env: Mapping[str, str] | None = None) -> Worker:
-        """Start a relay, with ``env`` beside what all have."""
-        return self._manage("relay", "run_relay", service, "--create-topics", *arguments, env=env)
+    def relay(
+        self,
+        service: str = "probe",
+        *arguments: str,
+        also: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> Worker:
+        """Start a relay, ``also`` of other services, with ``env`` beside what all have."""
+        return self._manage("relay", "run_relay", service, *also, "--create-topics", *arguments, env=env)
 
     def consumer(self, service: str = "probe", *arguments: str, env: Mapping[str, str] | None = None) -> Worker:
         """Start a consumer, with ``env`` beside what all have."""

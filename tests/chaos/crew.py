@@ -24,6 +24,9 @@ STOPS_S = 90.0
 
 SETTINGS: Final = {"DJANGO_SETTINGS_MODULE": "tests.chaos.worker_settings"}
 
+ALSO: Final = {"probe": (), "agent": ("probe",)}
+"""What else a relay carries: one whose first service has lost its table must go on with the other."""
+
 HUNG_EXIT_CODE: Final = 79
 """How a worker ends one of whose handlers never returned."""
 
@@ -73,7 +76,7 @@ class Crew:
             clock = make_clock(self._installation.folder / f"clock-{len(self.members)}")
             env = {**clock.environment, **SETTINGS}
             if role == "relay":
-                worker = self._installation.relay(service, env=env)
+                worker = self._installation.relay(service, also=ALSO[service], env=env)
             else:
                 self._installation.options["CONSUMER"]["BATCH_SIZE"] = next(self._batch_sizes)
                 worker = self._installation.consumer(service, env=env)

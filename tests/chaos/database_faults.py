@@ -15,6 +15,7 @@ from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connectio
 from tests.chaos.cluster import Cluster
 from tests.chaos.errors import MissedError
 from tests.chaos.faults import injects
+from tests.chaos.ledger import Hold
 from tests.chaos.schedule import TimedFault
 
 _CONNECTIONS: Final = (
@@ -91,10 +92,12 @@ def _take_table_away(cluster: Cluster, fault: TimedFault) -> str:
         except OperationalError as error:
             insist_on_table(cluster)
             raise MissedError(f"the table could not be renamed: {error}") from error
+    began_at = time.time()
     try:
         cluster.rest(fault.length_s)
     finally:
         insist_on_table(cluster)
+        cluster.ledger.holds.append(Hold(began_at, time.time(), fault.name))
     return TABLE
 
 

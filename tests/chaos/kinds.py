@@ -54,7 +54,7 @@ KINDS: Final = {
     "kill-one": Kind("sql", 2, 6, "KILL of one database connection after the other"),
     "dba-killer": Kind("sql", 3, 6, "a DBA's script kills every transaction older than a second"),
     "statement-limit": Kind("sql", 3, 7, "the server's limit of a statement's time is set very low"),
-    "table-missing": Kind("sql", 3, 8, "the outbox table of the agent service is renamed away, and back"),
+    "table-missing": Kind("tables", 3, 8, "the outbox table of the agent service is renamed away, and back"),
     "lost-records": Kind("sql", 0, 0, "rows say `published` and no record is on the topic"),
     "garbage": Kind("topic", 0, 0, "garbage and foreign records on the topic"),
     "echo": Kind("topic", 0, 0, "records of known rows again, on any partition"),

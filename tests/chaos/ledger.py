@@ -44,7 +44,7 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A time in which a row was locked or a worker stood still, which must not hold up other keys."""
+    """A time in which a row was locked, a worker stood still or a table was missing: other keys must go on."""
 
     began_at: float
     """Moments are seconds since 1970."""

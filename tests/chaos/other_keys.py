@@ -52,7 +52,7 @@ _IN_THE_WAY: Final[dict[str, float]] = {
 def delays(cluster: Cluster, evidence: Evidence, happenings: Sequence[Happening]) -> Delays:
     """Measure them, by what rows tell."""
     works = list(sound_works(evidence, evidence.works["probe"]))
-    members = [member for member in cluster.crew.members if member.service == "probe"]
+    members = [member for member in cluster.crew.members if member.role == "relay" or member.service == "probe"]
     waits = [Wait(work.event_id, work.key, work.partition, work.created_at, work.consumed_at) for work in works]
     by_pid = {member.worker.pid: member for member in members}
 

@@ -40,10 +40,11 @@ _GAPS_S: Final = {
     "row-holders": (5.0, 12.0),
     "outbox-holders": (5.0, 12.0),
     "hosts": (20.0, 45.0),
+    "tables": (20.0, 45.0),
 }
 """How long a lane rests between two faults: work has to go on in between, or nothing is shown."""
 
-_THROUGH_QUIET: Final = frozenset({STANDING, "row-holders", "outbox-holders", "hosts"})
+_THROUGH_QUIET: Final = frozenset({STANDING, "row-holders", "outbox-holders", "hosts", "tables"})
 """Faults that must not hold up others: how long they do is measured while nothing else goes wrong."""
 
 _QUIET_EVERY_S: Final = 150.0

@@ -74,7 +74,7 @@ def test_kind_that_a_full_run_injects_too_rarely_is_named() -> None:
 def test_in_quiet_times_only_what_must_hold_up_nobody_goes_wrong() -> None:
     windows = list(quiet_windows(MINUTES * 60))
     assert windows
-    through = {"row-holders", "outbox-holders", "hosts"}
+    through = {"row-holders", "outbox-holders", "hosts", "tables"}
     for fault in timed(plan(7, MINUTES)):
         for begin_s, until_s in windows:
             overlaps = fault.at_s < until_s and fault.at_s + fault.length_s > begin_s
