@@ -22,6 +22,9 @@ _REBALANCE_S: Final = 10.0
 _HUNG_S: Final = 30.0
 """How long an event that hangs or kills is about, with its pauses, after it was published."""
 
+_MACHINE_S: Final = LIMIT_S
+"""A busy machine excuses as much again and no more: quiet times are short."""
+
 _LASTS_S: Final[dict[str, float]] = {
     "kafka": AFTERMATH_S,
     "database": AFTERMATH_S,
@@ -44,7 +47,6 @@ _IN_THE_WAY: Final[dict[str, float]] = {
     "deadlocks": AFTERMATH_S,
     "pause-relay": AFTERMATH_S,
     "pause-consumer": AFTERMATH_S,
-    "host-freeze": _REBALANCE_S,
 }
 """The same of kinds whose lane has others that are not in the way."""
 
@@ -63,10 +65,14 @@ def delays(cluster: Cluster, evidence: Evidence, happenings: Sequence[Happening]
     freezes = [hold for hold in cluster.ledger.holds if hold.frozen_pid is not None]
     rows = [hold for hold in cluster.ledger.holds if hold.frozen_pid is None]
     spans = [*_spans(happenings, cluster.began_at), *_moves(members)]
-    waited_s = with_slow_handlers(cluster.watch.waited_s, evidence, "probe")
-    found = measure(waits, rows, spans, held_by=held_by, waited_s=waited_s)
-    unfrozen = [span for span in spans if span.why != "host-freeze"]
-    found.add(measure(waits, freezes, unfrozen, held_by=held_by, waited_s=waited_s))
+    frozen = [Span(hold.began_at, hold.ended_at + _REBALANCE_S, hold.what) for hold in freezes]
+
+    def machine_s(began_at: float, ended_at: float) -> float:
+        return min(cluster.watch.waited_s(began_at, ended_at), _MACHINE_S)
+
+    waited_s = with_slow_handlers(machine_s, evidence, "probe")
+    found = measure(waits, rows, [*spans, *frozen], held_by=held_by, waited_s=waited_s)
+    found.add(measure(waits, freezes, spans, held_by=held_by, waited_s=waited_s))
     return found
 
 
