@@ -129,7 +129,7 @@ def _look(cluster: Cluster, patience_s: float) -> tuple[Verdict, Evidence]:
     began = time.monotonic()
     is_quiet = cluster.calm_down(patience_s=patience_s)
     say(f"{'quiet' if is_quiet else 'NOT quiet'} after {time.monotonic() - began:.1f} s; the workers are asked to end")
-    troubles = cluster.finish()
+    troubles = cluster.finish(is_quiet=is_quiet)
     evidence = Evidence(cluster)
     verdict = judge(evidence, is_quiet=is_quiet)
     judge_handlers(verdict, evidence, cluster.crew.members)

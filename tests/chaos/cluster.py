@@ -47,6 +47,9 @@ _OPTIONS: Final = {
 _BROKER_OPTIONS: Final = {"request_timeout_seconds": 5.0}
 
 _STARTS_S: Final = 120.0
+_DRAINS_S: Final = 180.0
+_LOOKS_S: Final = 20.0
+"""When patience has ended already, what is left on a topic need not come to its end."""
 
 _EFFECTS: Final = "SELECT COUNT(*) FROM probe_effects"
 
@@ -181,7 +184,7 @@ class Cluster:
             self.writers.stop()
             return _comes_true(lambda: self._is_quiet(database), patience_s=patience_s) and goes_on
 
-    def finish(self) -> list[str]:
+    def finish(self, *, is_quiet: bool) -> list[str]:
         """End the workers, and have others look whether a record is left on a topic that changes anything.
 
         Return what was wrong with those others.
@@ -190,7 +193,9 @@ class Cluster:
         troubles = []
         for service in SERVICES:
             try:
-                self.installation.consumer(service, "--once", env=SETTINGS).wait(timeout_s=180)
+                self.installation.consumer(service, "--once", env=SETTINGS).wait(
+                    timeout_s=_DRAINS_S if is_quiet else _LOOKS_S
+                )
             except AssertionError as error:
                 troubles.append(str(error))
         return troubles
