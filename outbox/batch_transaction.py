@@ -154,7 +154,7 @@ class BatchTransaction:
             parks_key=tools.parks_key,
         )
         tools.writer.defer_blocked(plan, outcome)
-        if self.portion.way is Way.ANNOUNCED:
+        if self.portion.way in (Way.SUSPECT, Way.ANNOUNCED):
             self._announce(plan)
         else:
             self._run_handlers(plan, is_outermost)
@@ -216,7 +216,7 @@ class BatchTransaction:
         return row.status in UNFINISHED and (row.is_due or row.status == UNFINISHED[1])
 
     def _set_suspects_aside(self) -> None:
-        """Leave rows that were interrupted before, and what follows them in their keys, to portions of their own."""
+        """Leave rows that were interrupted before, and what follows them in their keys, to the end of the batch."""
         if self.portion.way is Way.ANNOUNCED or self.announced is not None:
             return
         suspects = [row for row in self.live if row.interruptions]
@@ -228,8 +228,10 @@ class BatchTransaction:
         aside = {row.id for row in self.live if row.id >= oldest.get(row.message_key, row.id + 1)}
         self.live = [row for row in self.live if row.id not in aside]
         suspect_ids = {row.id for row in suspects}
-        self.outcome.left += [Portion([record], Way.ANNOUNCED) for record in self.records_of(suspect_ids)]
-        self.outcome.left += whole(self.records_of(aside - suspect_ids))
+        self.outcome.left += [
+            Portion([record], Way.ANNOUNCED, is_last=True) for record in self.records_of(suspect_ids)
+        ]
+        self.outcome.left += whole(self.records_of(aside - suspect_ids), is_last=True)
 
     # --- the handlers --------------------------------------------------------------------------------------------
 

@@ -145,7 +145,7 @@ class BatchHandling:
         while portions:
             portion = portions.popleft()
             try:
-                portions.extendleft(reversed(self._do(portion, locks, held, is_young)))
+                left = self._do(portion, locks, held, is_young)
                 got_on = True
             except _OwnFault as fault:
                 if len(portion.records) > 1:
@@ -156,6 +156,9 @@ class BatchHandling:
                     raise fault.cause from None
                 self._news.tell_fault(fault.cause)
                 held += portion.records
+            else:
+                portions.extendleft(each for each in reversed(left) if not each.is_last)
+                portions.extend(each for each in left if each.is_last)
         return held
 
     def _first_portions(
@@ -165,7 +168,7 @@ class BatchHandling:
         suspects: list[Portion] = []
         for record in sorted(records, key=_place):
             if is_suspect(record):
-                suspects.append(Portion([record], Way.ANNOUNCED))
+                suspects.append(Portion([record], Way.SUSPECT))
             else:
                 together.append(record)
         return [*suspects, *([Portion(together)] if together else [])]
@@ -179,7 +182,7 @@ class BatchHandling:
         held: list[IncomingRecord],
         is_young: Callable[[IncomingRecord], bool],
     ) -> list[Portion]:
-        """Do one portion; return what is to be done before the next one.
+        """Do one portion; return what is to be done before the next one, or behind all.
 
         :raises DatabaseError: the database is away.
         """

@@ -18,6 +18,8 @@ class Way(enum.Enum):
     """In one transaction, a savepoint a call; what fails is left out."""
     ALONE = "alone"
     """One event, which is charged with what its handler does."""
+    SUSPECT = "suspect"
+    """One event that may have ended the worker before: announced, or set aside where it was interrupted before."""
     ANNOUNCED = "announced"
     """One event that may take its process or connection down: that it is at work is written down before."""
 
@@ -28,6 +30,8 @@ class Portion:
 
     records: list[IncomingRecord]
     way: Way = Way.TOGETHER
+    is_last: bool = False
+    """It is done behind all others of the batch: it has ended a worker before, and the others should be done then."""
 
 
 def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
@@ -36,9 +40,9 @@ def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Porti
     return [*whole(records[:middle], way), *whole(records[middle:], way)]
 
 
-def whole(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:
+def whole(records: list[IncomingRecord], way: Way = Way.TOGETHER, *, is_last: bool = False) -> list[Portion]:
     """Return ``records`` in one portion, or none where there are none."""
-    return [Portion(records, way)] if records else []
+    return [Portion(records, way, is_last)] if records else []
 
 
 def each_alone(records: Iterable[IncomingRecord]) -> list[Portion]:
