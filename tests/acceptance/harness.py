@@ -96,7 +96,7 @@ class Installation:
 
     def consumer(self, service: str = "probe", *arguments: str, env: Mapping[str, str] | None = None) -> Worker:
         """Start a consumer, with ``env`` beside what all have."""
-        return self._manage("consumer", "consume", service, "--create-topics", *arguments, env=env)
+        return self._manage("consumer", "consume", "--create-topics", service, *arguments, env=env)
 
     def publisher(self) -> Publisher:
         """Start a process that publishes what the test says."""

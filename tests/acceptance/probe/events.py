@@ -9,6 +9,11 @@ import msgspec
 from outbox import OnDead, event
 
 Verdict = Literal["ok", "poison", "discard", "retry"]
+Act = Literal["exit", "kill", "segfault", "swallow", "receive", "loop", "big_statement", "wait", "write_row"]
+EXIT_CODE = 3
+"""What a process ends with whose handler's act is ``exit``."""
+WAITING = "handler"
+"""The point at which a handler stays whose act is ``wait``; see ``tests.acceptance.probe.brokers``."""
 
 
 class ProbeEvent(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,10 +74,22 @@ class FaultyList(FaultyEvent, frozen=True, kw_only=True):
     """Handled as a list."""
 
 
+@event("probe.misbehaving", service="probe", key="key")
+class Misbehaving(ProbeEvent, frozen=True, kw_only=True):
+    """Does what no handler should do to its process, its thread or its connection, and writes its effect if it can."""
+
+    act: Act
+    times: int = 0
+    """It misbehaves at the first so many attempts; 0: at each."""
+    row: int = 0
+    """The id of the business row that it writes before it acts; 0: none."""
+
+
 KINDS: dict[str, type[ProbeEvent]] = {
     "step": Step,
     "bulk": Bulk,
     "parking": Parking,
     "faulty": Faulty,
     "faulty-list": FaultyList,
+    "misbehaving": Misbehaving,
 }

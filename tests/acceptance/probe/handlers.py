@@ -8,7 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from outbox import Delivery, Discard, Retry, handles
-from tests.acceptance.probe.events import Bulk, Faulty, FaultyEvent, FaultyList, Parking, ProbeEvent, Step
+from tests.acceptance.probe.acts import misbehave as act
+from tests.acceptance.probe.events import Bulk, Faulty, FaultyEvent, FaultyList, Misbehaving, Parking, ProbeEvent, Step
 from tests.acceptance.probe.faults import misbehave
 from tests.acceptance.probe.models import Effect
 from tests.acceptance.probe.trace import note
@@ -23,6 +24,12 @@ def take_step(delivery: Delivery[Step]) -> None:
 @handles(Parking)
 def take_parking(delivery: Delivery[Parking]) -> None:
     """Write down the effect."""
+    _run(delivery).save(using=delivery.database)
+
+
+@handles(Misbehaving)
+def take_misbehaving(delivery: Delivery[Misbehaving]) -> None:
+    """Misbehave, and write down the effect."""
     _run(delivery).save(using=delivery.database)
 
 
@@ -49,7 +56,9 @@ def _run(delivery: Delivery[Any]) -> Effect:
     payload: ProbeEvent = delivery.payload
     note("begin", delivery.outbox_id, delivery.attempt)
     if payload.n % payload.every == 0 and not isinstance(payload, FaultyEvent):
-        _misbehave(payload, delivery.attempt)
+        _do_as_told(payload, delivery.attempt)
+    if isinstance(payload, Misbehaving):
+        act(delivery)
     note("end", delivery.outbox_id, delivery.attempt)
     return Effect(
         outbox_id=delivery.outbox_id,
@@ -61,7 +70,7 @@ def _run(delivery: Delivery[Any]) -> Effect:
     )
 
 
-def _misbehave(payload: ProbeEvent, attempt: int) -> None:
+def _do_as_told(payload: ProbeEvent, attempt: int) -> None:
     if payload.sleep_ms:
         time.sleep(payload.sleep_ms / 1000)
     if attempt <= payload.fail_times:

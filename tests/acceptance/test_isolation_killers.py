@@ -1,0 +1,56 @@
+"""A handler that takes its process down: the other keys go on, and its event is dead after a few ends."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+from tests.acceptance.conftest import Install
+from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, Restarter, are_consumed, interruptions
+from tests.acceptance.probe.events import EXIT_CODE, Act
+
+MAX_INTERRUPTIONS = 5
+EXIT_CODES: dict[Act, int] = {"exit": EXIT_CODE, "kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV}
+OPTIONS = {"EVENTS": SHORT_BACK_OFF, "LEASES": SHORT_LEASES}
+
+
+@pytest.mark.parametrize(
+    ("database", "broker", "act"),
+    [
+        ("mariadb", "table", "segfault"),
+        ("mysql", "table", "exit"),
+        ("postgres", "table", "kill"),
+        ("sqlite", "table", "exit"),
+        ("mariadb", "kafka", "exit"),
+        ("mysql", "kafka", "kill"),
+        pytest.param("postgres", "kafka", "segfault", marks=pytest.mark.long),
+    ],
+)
+def test_event_that_ends_its_process_dies_alone(install: Install, database: str, broker: str, act: Act) -> None:
+    """Its first end counts nothing, as a whole batch was at work; whoever takes its partition over is careful."""
+    installation = install(database=database, broker=broker, options=OPTIONS)
+    events = [("step", {"key": f"k{n}", "n": n}) for n in range(20)]
+    events.insert(10, ("misbehaving", {"key": "killer", "act": act}))
+    event_ids = installation.publish(*events)
+    killer = event_ids[10]
+    others = {event_id for event_id in event_ids if event_id != killer}
+    relay = installation.relay()
+    installation.wait(lambda: installation.statuses().keys() == {"published"}, "all is sent", alive=[relay])
+
+    restarter = Restarter(installation, installation.consumer)
+    restarter.wait(lambda: are_consumed(installation, others), "the other keys went on", timeout_s=30, alive=[relay])
+    assert installation.row(killer).status != "dead"
+    assert len(restarter.exit_codes) <= 2, "the others waited for the killer"
+    restarter.wait(lambda: installation.row(killer).status == "dead", "the killer died", timeout_s=90, alive=[relay])
+
+    row = installation.row(killer)
+    assert row.retry_count == 0
+    assert interruptions(installation) == {row.id: MAX_INTERRUPTIONS}
+    assert row.last_error is not None
+    assert row.last_error.startswith(f"TooManyInterruptionsError: {MAX_INTERRUPTIONS} times in a row")
+    assert set(restarter.exit_codes) == {EXIT_CODES[act]}
+    assert len(restarter.exit_codes) <= MAX_INTERRUPTIONS + 2
+    installation.check(dead=[killer])
+    restarter.worker.stop()
+    relay.stop()
