@@ -12,6 +12,7 @@ LEGAL = {
     "consume": ({PENDING, PUBLISHED}, CONSUMED),
     "retry": ({PENDING, PUBLISHED}, PENDING),
     "wait": ({PENDING, PUBLISHED}, PENDING),
+    "interrupt": ({PENDING, PUBLISHED}, PENDING),
     "redeliver": ({PUBLISHED}, PENDING),
     "bury": ({PENDING, PUBLISHED}, DEAD),
     "replay": ({DEAD}, PENDING),

@@ -12,6 +12,7 @@ from outbox.lifecycle import (
     CONSUME,
     EDIT,
     GIVE_UP,
+    INTERRUPT,
     MARK_PUBLISHED,
     REDELIVER,
     REPLAY,
@@ -65,7 +66,7 @@ def test_row_is_published_again_only_after_it_was_put_back(steps: list[Transitio
         if step is MARK_PUBLISHED:
             assert not is_published
             is_published = True
-        elif step in {RETRY, WAIT, REDELIVER, BURY, CONSUME}:
+        elif step in {RETRY, WAIT, INTERRUPT, REDELIVER, BURY, CONSUME}:
             is_published = False
 
 
@@ -84,6 +85,16 @@ def test_whatever_happened_an_unfinished_or_dead_row_can_still_be_consumed(steps
     if status != Status.CONSUMED:
         assert history([*steps, REPLAY, CONSUME])[-1][0] is CONSUME
         assert (status in UNFINISHED) == (history([*steps, CONSUME])[-1:] == [(CONSUME, status)])
+
+
+@bounded(120)
+@given(sequences)
+def test_row_that_was_announced_can_be_brought_to_any_end(steps: list[Transition]) -> None:
+    """What is announced is in its back-off, and the try that was announced goes on all the same."""
+    applied = history(steps)
+    if applied and applied[-1][0] is INTERRUPT:
+        for end in (CONSUME, RETRY, WAIT, INTERRUPT, BURY):
+            assert history([*steps, end])[-1] == (end, Status.PENDING)
 
 
 @bounded(60)
