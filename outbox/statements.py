@@ -16,15 +16,18 @@ from django.db.utils import DatabaseError, InterfaceError
 from outbox.database_errors import ErrorKind, is_lock_wait, kind_of, rolls_back_transaction
 from outbox.exceptions import TransactionEndedError
 
+_IN_FRONT: Final = r"(?:\s|(?>/\*(?!!).*?\*/)|/\*!\d*|(?>(?:--|\#)[^\n]*\n))*"
+"""Comments and white space. What stands in ``/*! … */`` is executed on MySQL."""
 _ENDS_TRANSACTION: Final = re.compile(
-    r"\s*(?:COMMIT|ROLLBACK(?!\s+(?:WORK\s+)?TO\b)|BEGIN|START\s+TRANSACTION|END|ABORT|PREPARE\s+TRANSACTION"
-    r"|SET\s+(?:SESSION\s+|@@(?:SESSION\.)?)?AUTOCOMMIT)\b",
-    re.IGNORECASE,
+    rf"{_IN_FRONT}(?:COMMIT|ROLLBACK(?!\s+(?:WORK\s+)?TO\b)|BEGIN|START\s+TRANSACTION|END|ABORT|PREPARE\s+TRANSACTION"
+    r"|SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:SESSION\.|LOCAL\.)?)?AUTOCOMMIT)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 _ENDS_TRANSACTION_ON_MYSQL: Final = re.compile(
-    r"\s*(?:ALTER|CREATE(?!\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|TRUNCATE|RENAME|GRANT|REVOKE|LOCK\s+TABLES?"
-    r"|UNLOCK\s+TABLES?|ANALYZE|OPTIMIZE|REPAIR|FLUSH|XA)\b",
-    re.IGNORECASE,
+    rf"{_IN_FRONT}(?:ALTER|CREATE(?!\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|TRUNCATE|RENAME|GRANT|REVOKE|SET\s+PASSWORD"
+    r"|LOCK\s+TABLES?|UNLOCK\s+TABLES?|ANALYZE|OPTIMIZE|REPAIR|CHECK|FLUSH|CACHE\s+INDEX|LOAD\s+INDEX|INSTALL|UNINSTALL"
+    r"|XA)\b",
+    re.IGNORECASE | re.DOTALL,
 )
 """Statements that commit by themselves: https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html"""
 

@@ -30,6 +30,8 @@ ENDS_ANYWHERE = [
     "SET autocommit = 1",
     "SET AUTOCOMMIT=0",
     "set session autocommit = on",
+    "SET LOCAL autocommit = 1",
+    "SET @@local.autocommit = 1",
     "SET @@autocommit = 1",
     "SET @@session.autocommit = 1",
     "SET @@SESSION.autocommit = 1",
@@ -53,7 +55,13 @@ ENDS_ON_MYSQL = [
     "ANALYZE TABLE orders",
     "OPTIMIZE TABLE orders",
     "REPAIR TABLE orders",
+    "CHECK TABLE orders",
     "FLUSH TABLES",
+    "CACHE INDEX orders IN hot",
+    "LOAD INDEX INTO CACHE orders",
+    "INSTALL PLUGIN audit SONAME 'audit.so'",
+    "uninstall plugin audit",
+    "SET PASSWORD = 'secret'",
     "XA START 'name'",
 ]
 
@@ -80,6 +88,7 @@ LEAVES_IT_OPEN = [
     "COMMITTED",
     "ENDING",
     "ALTERNATE",
+    "CHECKSUM TABLE orders",
     "SET autocommitted = 1",
     "",
 ]
@@ -130,10 +139,25 @@ def test_what_leaves_the_transaction_open_is_sent(sql: str, vendor: str) -> None
     assert not is_refused(sql, vendor)
 
 
-@pytest.mark.parametrize("comment", ["/* why */ ", "-- why\n", "# why\n", "/*!50000 why */ "])
-def test_a_comment_in_front_hides_no_end_from_the_proof(comment: str) -> None:
-    """Pin what the watch does not see: it is the release of the savepoint that finds it, behind the call."""
-    assert not is_refused(f"{comment}COMMIT", "mysql")
+COMMENTS = ["/* why */", "/* why\n   and when */ /* and who */", "-- why\n", "# why\n", "  -- /* why\n", "/*!50000 "]
+
+
+@pytest.mark.parametrize("comment", COMMENTS)
+def test_a_comment_in_front_hides_nothing(comment: str) -> None:
+    assert is_refused(f"{comment}COMMIT", "mysql")
+    assert is_refused(f"{comment} truncate orders", "mysql")
+    assert not is_refused(f"{comment}SELECT 'COMMIT' FROM orders", "mysql")
+
+
+@pytest.mark.parametrize(
+    "sql", ["/* COMMIT */ SELECT 1", "-- COMMIT", "/* a */ SELECT 1 /* b */ COMMIT", "-- a\n-- COMMIT"]
+)
+def test_a_statement_that_stands_in_a_comment_ends_nothing(sql: str) -> None:
+    assert not is_refused(sql, "mysql")
+
+
+def test_a_long_statement_behind_many_comments_is_looked_at_quickly() -> None:
+    assert not is_refused("/* a */" * 20_000 + "INSERT INTO orders VALUES " + "('*/ x */')," * 20_000, "mysql")
 
 
 def test_a_refused_statement_is_never_sent_and_its_error_names_it() -> None:
