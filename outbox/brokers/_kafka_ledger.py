@@ -124,11 +124,14 @@ class Ledger:
         return taken
 
     def hand_back(self, records: Iterable[IncomingRecord]) -> None:
-        """Note that the caller will not finish ``records``: their partition need not wait for them."""
+        """Note that the caller will not finish ``records`` and those before them: no partition need wait for them."""
+        last: dict[int, int] = {}
         for record in records:
-            tenure = self._tenures.get(record.partition)
+            last[record.partition] = max(record.offset, last.get(record.partition, -1))
+        for partition, offset in last.items():
+            tenure = self._tenures.get(partition)
             if tenure is not None:
-                tenure.uncommitted.discard(record.offset)
+                tenure.uncommitted = {each for each in tenure.uncommitted if each > offset}
 
     # --- offsets -------------------------------------------------------------------------------------------------
 

@@ -73,7 +73,8 @@ class MemorySubscription:
     def hand_back(self, records: Sequence[IncomingRecord]) -> None:
         with self._broker.changed:
             for record in records:
-                self._uncommitted.get(record.partition, set()).discard(record.offset)
+                left = self._uncommitted.get(record.partition, set())
+                self._uncommitted[record.partition] = {offset for offset in left if offset > record.offset}
             self._broker.changed.notify_all()
 
     def close(self) -> None:

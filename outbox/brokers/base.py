@@ -127,8 +127,9 @@ class Subscription(Protocol):
         ...
 
     def hand_back(self, records: Sequence[IncomingRecord]) -> None:
-        """Say that the caller will not finish ``records``: their partition need not wait for them when it leaves.
+        """Say that the caller will not finish ``records``, nor any before them in their partitions.
 
+        A partition need not wait for them when it leaves.
         They stay uncommitted, and come again to its next owner; to this member they do not, while the partition stays.
         A commit of them, or of any behind them, still counts.
         """

@@ -138,12 +138,25 @@ def test_partition_need_not_wait_for_what_was_handed_back() -> None:
     ledger.mark_committed(ledger.owed)
     assert ledger.in_hand([0]) == [0]
 
-    ledger.hand_back(taken[2:])
-    assert ledger.in_hand([0]) == [0], "the one before it is still at work"
     ledger.hand_back([*taken[1:2], *_records(7, 0)])
+    assert ledger.in_hand([0]) == [0], "the one behind it is still at work"
+    ledger.hand_back(taken[2:])
 
     assert ledger.in_hand([0]) == []
     assert ledger.owed == {}, "they stay uncommitted"
+
+
+def test_partition_need_not_wait_for_what_lies_before_a_record_that_was_handed_back() -> None:
+    """A consumer keeps one record for all that are done between two that it holds."""
+    ledger = _ledger()
+    ledger.add(0, _records(0, 0, 1, 2, 3))
+    taken = ledger.take(4)
+
+    ledger.hand_back([taken[2]])
+    assert ledger.in_hand([0]) == [0]
+    ledger.hand_back([taken[3], taken[0]])
+
+    assert ledger.in_hand([0]) == []
 
 
 def test_what_was_handed_back_may_still_be_committed() -> None:
