@@ -38,6 +38,8 @@ LOCK_WAITS_LIMIT: Final = timedelta(seconds=2)
 """What the handlers of one batch may wait for locks of others, all together."""
 
 _numbers: Final = itertools.count(1)
+_NO_ID: Final = 2**63
+"""Behind every id."""
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ class HandlerCalls:
         guards_hooks: bool,
         on_hung: Callable[[Deliveries], None],
     ) -> None:
-        self._connection = connections[using]
+        self._connection: Any = connections[using]
         self._driver = self._connection.connection
         self._using = using
         self._watchdog = watchdog
@@ -139,15 +141,15 @@ class HandlerCalls:
 
     def _in_savepoints(self, readables: Sequence[Readable]) -> Ran:
         ran = Ran()
-        failed_keys: set[str] = set()
+        first_failed: dict[str, int] = {}
         parts: deque[tuple[Handler, Deliveries, bool]] = deque()
         for handler, grouped in group(readables):
             parts += [(handler, part, False) for part in ([grouped] if handler.batch else _each(grouped))]
         is_first = True
         while parts:
             handler, deliveries, is_bisected = parts.popleft()
-            ran.behind += [each for each in deliveries if each.message_key in failed_keys]
-            part = [each for each in deliveries if each.message_key not in failed_keys]
+            ran.behind += [each for each in deliveries if each.outbox_id > first_failed.get(each.message_key, _NO_ID)]
+            part = [each for each in deliveries if each.outbox_id < first_failed.get(each.message_key, _NO_ID)]
             if not part:
                 continue
             if self._locks.is_used_up:
@@ -158,19 +160,23 @@ class HandlerCalls:
                 is_first = False
                 error = self.try_in_savepoint(handler, part)
                 if error is not None:
-                    parts.extendleft(reversed([(handler, each, True) for each in self._sort(error, ran, failed_keys)]))
+                    parts.extendleft(reversed([(handler, each, True) for each in self._sort(error, ran, first_failed)]))
         return ran
 
-    def _sort(self, failed: CallFailedError, ran: Ran, failed_keys: set[str]) -> Sequence[Deliveries]:
+    def _sort(self, failed: CallFailedError, ran: Ran, first_failed: dict[str, int]) -> Sequence[Deliveries]:
         """Note by whom a call failed; return the parts of it that are to be called next."""
         if not failed.named:
             return _halves(failed.deliveries)
+        into = ran.contended if failed.is_lock_wait and self._locks.is_used_up else ran.failed
         for each in failed.named:
-            if each.message_key in failed_keys:
-                ran.behind.append(each)
+            if each.outbox_id < first_failed.get(each.message_key, _NO_ID):
+                # A handler that names what failed of a list may have named a later one of this key before.
+                into.append(each)
+                first_failed[each.message_key] = each.outbox_id
             else:
-                failed_keys.add(each.message_key)
-                (ran.contended if failed.is_lock_wait and self._locks.is_used_up else ran.failed).append(each)
+                ran.behind.append(each)
+        ran.behind += [each for each in ran.failed if each.outbox_id > first_failed[each.message_key]]
+        ran.failed = [each for each in ran.failed if each.outbox_id == first_failed[each.message_key]]
         rest = [each for each in failed.deliveries if each not in failed.named]
         return [rest] if rest else []
 
@@ -195,7 +201,8 @@ class HandlerCalls:
         connection = self._connection
         self._at_work = deliveries
         depth, hooks = len(connection.savepoint_ids), len(connection.run_on_commit)
-        waited_s = self._watch.lock_waits_s
+        waited_s, errors = self._watch.lock_waits_s, len(self._watch.errors)
+        connection.rollback_exc = None  # Django keeps that of any earlier transaction
         first = deliveries[0]
         limit_s = self._time_limit(first.event_type).total_seconds()
         try:
@@ -211,7 +218,7 @@ class HandlerCalls:
             if result is not None:
                 refuse_unfinished(result)
             if self._is_disturbed(depth):
-                raise self._reason()
+                raise self._reason(self._watch.errors[errors:])
         except (CallFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:
@@ -231,15 +238,15 @@ class HandlerCalls:
             or len(connection.savepoint_ids) != depth
         )
 
-    def _reason(self) -> Exception:
-        """Return why the effects of a call that returned are not in the transaction."""
+    def _reason(self, errors: Sequence[BaseException]) -> Exception:
+        """Return why the effects of a call that returned, with ``errors`` in it, are not in the transaction."""
         connection = self._connection
         if isinstance(self._watch.fatal, Exception):
             return self._watch.fatal
         if connection.closed_in_transaction:
             return ClosedConnectionError()
         if connection.needs_rollback:
-            cause = getattr(connection, "rollback_exc", None) or next(reversed(self._watch.errors), None)
+            cause = connection.rollback_exc or next(reversed(errors), None)
             return UndoneEffectsError.swallowed(cause)
         return UndoneEffectsError.ended()
 
