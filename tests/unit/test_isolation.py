@@ -15,9 +15,12 @@ from typing import Any
 
 import pytest
 from django.db import connections, transaction
+from django.db.utils import DatabaseError, IntegrityError, OperationalError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outbox.call_failures import CallFailedError, Deliveries
+from outbox.database_errors import ErrorKind
 from outbox.exceptions import (
     FailedDeliveries,
     HandlerExitError,
@@ -26,7 +29,7 @@ from outbox.exceptions import (
     UnfinishedCallError,
 )
 from outbox.handlers import Delivery, Handler
-from outbox.isolation import CallFailedError, Deliveries, HandlerCalls, LockBudget, Ran
+from outbox.isolation import HandlerCalls, LockBudget, Ran
 from outbox.planning import Readable
 from tests.factories import WATCHDOG
 from tests.properties import bounded
@@ -49,6 +52,7 @@ class Service:
         self.single = Handler(lambda delivery: self._act([delivery]), batch=False)
         self.many = Handler(self._act, batch=True)
         self.before: Callable[[Deliveries], object] = lambda _deliveries: None
+        self.after: Callable[[Deliveries], object] = lambda _deliveries: None
         ToyEffect.objects.using(alias).all().delete()
 
     def readable(self, row_id: int, key: str = "k", *, handler: Handler | None = None) -> Readable:
@@ -94,6 +98,7 @@ class Service:
         failed = [each for each in deliveries if each.outbox_id in self.bad]
         if failed:
             raise FailedDeliveries(failed) if self.names else BadEventError(f"among {ids}")
+        self.after(deliveries)
 
 
 def ids_of(deliveries: Sequence[Delivery[Any]]) -> list[int]:
@@ -294,7 +299,7 @@ def test_an_event_whose_handler_undoes_effects_fails_alone(
     alias: str, undo: Callable[[Deliveries], object], reason: type[Exception]
 ) -> None:
     service = Service(alias)
-    service.before = lambda deliveries: undo(deliveries) if ids_of(deliveries) == [2] else None
+    service.after = lambda deliveries: undo(deliveries) if ids_of(deliveries) == [2] else None
     readables = [service.readable(each, f"k{each}") for each in range(1, 4)]
 
     with pytest.raises(CallFailedError) as raised:
@@ -307,10 +312,71 @@ def test_an_event_whose_handler_undoes_effects_fails_alone(
     assert effect_ids(alias) == [1, 3]
 
 
+def swallow(error: Exception, alias: str) -> None:
+    """Do what ``save()`` and ``except`` around it do."""
+    with suppress(type(error)), transaction.mark_for_rollback_on_error(using=alias):
+        raise error
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["returns", "goes on"])
+def test_what_a_handler_swallowed_is_told_and_counts(alias: str, goes_on: bool) -> None:
+    """A lost lock is no attempt, also where the handler hides it behind the error of its next statement."""
+    service = Service(alias)
+    for error, kind in (
+        (IntegrityError("UNIQUE constraint failed: orders.number"), ErrorKind.PERMANENT),
+        (OperationalError("database is locked"), ErrorKind.CONFLICT),
+    ):
+        if goes_on:
+            service.before = lambda _deliveries, error=error: swallow(error, alias)
+        else:
+            service.after = lambda _deliveries, error=error: swallow(error, alias)
+        with pytest.raises(CallFailedError) as raised:
+            service.run([service.readable(1)], in_savepoints=False)
+
+        assert raised.value.kind is kind
+        assert isinstance(raised.value.error, UndoneEffectsError)
+        assert f"swallowed {type(error).__name__}: {error}" in str(raised.value.error)
+
+
+def test_an_event_is_not_told_or_excused_by_what_another_one_swallowed_before(alias: str) -> None:
+    """Django remembers the last error of that kind for as long as its connection object lives."""
+    service = Service(alias)
+    service.after = lambda _deliveries: swallow(OperationalError("database is locked"), alias)
+    with pytest.raises(CallFailedError):
+        service.run([service.readable(1)], in_savepoints=False)
+    service.after = ask_for_a_rollback
+
+    with pytest.raises(CallFailedError) as raised:
+        service.run([service.readable(2)], in_savepoints=False)
+
+    assert raised.value.kind is ErrorKind.PERMANENT
+    assert "set_rollback(True)" in str(raised.value.error)
+
+
+def test_a_caught_error_of_another_call_is_no_reason(alias: str) -> None:
+    service = Service(alias)
+
+    def fail_in_a_block_of_its_own(deliveries: Deliveries) -> None:
+        if ids_of(deliveries) == [1]:
+            with suppress(DatabaseError), transaction.atomic(using=alias), connections[alias].cursor() as cursor:
+                cursor.execute("SELECT * FROM no_such_table")
+        else:
+            ask_for_a_rollback(deliveries)
+
+    service.after = fail_in_a_block_of_its_own
+    ran = service.run([service.readable(1, "a"), service.readable(2, "b")])
+    assert effect_ids(alias) == [1], "who catches it in a block of its own goes on"
+    assert ids_of(ran.failed) == [2]
+
+    with pytest.raises(CallFailedError) as raised:
+        service.run([service.readable(1, "a"), service.readable(2, "b")], in_savepoints=False)
+    assert "no_such_table" not in str(raised.value.error)
+
+
 def test_a_commit_behind_everybodys_back_is_found_before_the_mark(alias: str) -> None:
     """No account of Django's says it, only the savepoint that is not there any more."""
     service = Service(alias)
-    service.before = lambda _deliveries: connections[alias].connection.execute("ROLLBACK")
+    service.after = lambda _deliveries: connections[alias].connection.execute("ROLLBACK")
 
     with pytest.raises(UndoneEffectsError, match="is not open any more"):
         service.run([service.readable(1)], in_savepoints=False)
