@@ -74,8 +74,6 @@ class BatchTransaction:
     tools: Tools
     portion: Portion
     locks: LockBudget
-    announced: Locked | None
-    """The row of ``portion`` that was announced: its last try is counted already."""
     is_young: Callable[[IncomingRecord], bool]
     on_hung: Callable[[Deliveries], None]
     outcome: Outcome = field(default_factory=Outcome)
@@ -150,7 +148,7 @@ class BatchTransaction:
         plan = make_plan(
             self.live,
             tools.repository.blockers(self.live),
-            read=tools.reader.read if self.announced is None else tools.reader.read_anyway,
+            read=tools.reader.read if self.portion.announced is None else tools.reader.read_anyway,
             parks_key=tools.parks_key,
         )
         tools.writer.defer_blocked(plan, outcome)
@@ -211,13 +209,13 @@ class BatchTransaction:
         return live
 
     def _is_live(self, row: Locked) -> bool:
-        if self.announced is not None:
-            return row.status in UNFINISHED and _counts(row) == _counts(self.announced)
+        if self.portion.announced is not None:
+            return row.status in UNFINISHED and _counts(row) == _counts(self.portion.announced)
         return row.status in UNFINISHED and (row.is_due or row.status == UNFINISHED[1])
 
     def _set_suspects_aside(self) -> None:
         """Leave rows that were interrupted before, and what follows them in their keys, to the end of the batch."""
-        if self.portion.way is Way.ANNOUNCED or self.announced is not None:
+        if self.portion.way is Way.ANNOUNCED or self.portion.announced is not None:
             return
         suspects = [row for row in self.live if row.interruptions]
         if not suspects:
@@ -228,9 +226,7 @@ class BatchTransaction:
         aside = {row.id for row in self.live if row.id >= oldest.get(row.message_key, row.id + 1)}
         self.live = [row for row in self.live if row.id not in aside]
         suspect_ids = {row.id for row in suspects}
-        self.outcome.left += [
-            Portion([record], Way.ANNOUNCED, is_last=True) for record in self.records_of(suspect_ids)
-        ]
+        self.outcome.left += [Portion([record], Way.ANNOUNCED, is_last=True) for record in self.records_of(suspect_ids)]
         self.outcome.left += whole(self.records_of(aside - suspect_ids), is_last=True)
 
     # --- the handlers --------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Final, NoReturn
 
 import msgspec
-from django.db import connections, transaction
+from django.db import connections
 from django.db.utils import InterfaceError
 
 from outbox.backoff import RetryPolicy
@@ -118,7 +118,8 @@ class BatchHandling:
             clock=clock,
             back_off=self._settling.back_off,
         )
-        self._announced: Locked | None = None
+        self._announced: dict[int, Locked] = {}
+        """By id: the rows whose interruption was counted before a try that has not come to its end yet."""
         self._current: BatchTransaction | None = None
 
     def handle(
@@ -137,7 +138,7 @@ class BatchHandling:
         :raises DatabaseError: the database is away; nothing, or a first part of the records, is done.
         :raises Exception: a fault of our own that nothing of the batch got past; nothing is done.
         """
-        self.withdraw_announcement()
+        self.withdraw_announcements()
         portions = deque(self._first_portions(records, is_suspect))
         locks = LockBudget()
         held: list[IncomingRecord] = []
@@ -187,8 +188,7 @@ class BatchHandling:
         :raises DatabaseError: the database is away.
         """
         for attempt in range(1, _CONFLICT_LIMIT + 1):
-            announced = self._announced if portion.way is Way.ALONE else None
-            current = BatchTransaction(self._tools, portion, locks, announced, is_young, self._note_hung)
+            current = BatchTransaction(self._tools, portion, locks, is_young, self._note_hung)
             self._current = current
             try:
                 outcome = current.run()
@@ -206,13 +206,14 @@ class BatchHandling:
         return self._after(failed, current)
 
     def _next_of(self, portion: Portion, outcome: Outcome) -> list[Portion]:
+        if portion.announced is not None and not outcome.locked:
+            self._announced.pop(portion.announced.id, None)
         row = outcome.announced
         if row is None:
-            if portion.way is Way.ALONE:
-                self._announced = None
             return outcome.left
-        self._announced = msgspec.structs.replace(row, interruptions=row.interruptions + 1)
-        return [Portion(portion.records, Way.ALONE)]
+        announced = msgspec.structs.replace(row, interruptions=row.interruptions + 1)
+        self._announced[row.id] = announced
+        return [Portion(portion.records, Way.ALONE, announced=announced)]
 
     def _after(self, failed: TransactionFailedError, current: BatchTransaction) -> list[Portion]:
         """Settle what a transaction failed by, or return the portions in which to look for it.
@@ -251,9 +252,10 @@ class BatchHandling:
             raise _OwnFault(failed.error)
         elif failed.kind is ErrorKind.CONFLICT:
             self.totals.waited += self._settling.defer(row, failed.error)
-        elif self._announced is None:  # else it is counted already
+        elif current.portion.announced is None:  # else it is counted already
             self._settling.interrupted(row, ConnectionLostError(failed.error))
-        self._announced = None
+        if row is not None:
+            self._announced.pop(row.id, None)
         return []
 
     def _note_hung(self, deliveries: Deliveries) -> None:
@@ -267,18 +269,17 @@ class BatchHandling:
             row = next(row for row in current.live if row.id == deliveries[0].outbox_id)
             limit = self._tools.time_limit(row.event_type)
             self._settling.charge(row, HandlerTimeoutError(row.event_type, limit=limit))
-            self._announced = None
+            self._announced.pop(row.id, None)
             self._on_hung_noted()
 
-    def withdraw_announcement(self) -> None:
-        """Take back that an event is suspect, where its try came to no end and that was not its doing.
+    def withdraw_announcements(self) -> None:
+        """Take back that events are suspect whose tries came to no end, which was not their doing.
 
-        :raises DatabaseError: the database is away; the next call does it.
+        :raises DatabaseError: the database is away; the next call does the rest.
         """
-        if self._announced is not None:
-            with transaction.atomic(using=self._using):
-                self._repository.forget_interruptions(self._announced)
-            self._announced = None
+        for row in list(self._announced.values()):
+            if self._repository.forget_interruptions(row):
+                del self._announced[row.id]
 
     def _raise_unavailable(self, error: Exception) -> NoReturn:
         connections[self._using].close()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from outbox.brokers.base import IncomingRecord
+from outbox.rows import Locked
 
 
 class Way(enum.Enum):
@@ -32,6 +33,8 @@ class Portion:
     way: Way = Way.TOGETHER
     is_last: bool = False
     """It is done behind all others of the batch: it has ended a worker before, and the others should be done then."""
+    announced: Locked | None = None
+    """The row of its one event, whose interruption is counted already: it is about to be tried."""
 
 
 def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Portion]:

@@ -257,14 +257,15 @@ class OutboxRepository:
             also=_same_attempt(row),
         )
 
-    def forget_interruptions(self, row: Locked) -> int:
-        """Make a row due whose suspect try came to no end by an outage, its count at 0, unless it was moved since."""
-        return self._move(
-            lifecycle.WAIT,
-            [row.id],
-            f"interruptions = 0, next_retry_at = {self._sql.now}",
-            also=_same_attempt(row),
-        )
+    def forget_interruptions(self, row: Locked) -> bool:
+        """Make a row due, its count at 0, whose suspect try came to no end by no doing of its own.
+
+        Return whether that is settled: done, or the row was moved since; not while somebody else has it locked.
+        """
+        also = _same_attempt(row)
+        assignments = f"interruptions = 0, next_retry_at = {self._sql.now}"
+        moved = self._move(lifecycle.WAIT, [row.id], assignments, also=also, skip_locked=True)
+        return bool(moved) or not self._find(lifecycle.WAIT.sources, [row.id], also=also)
 
     def bury(self, row_id: int, *, failure: Failure, parks_key: bool) -> int:
         """Make a row dead, with the reason; ``parks_key`` holds back the later events of its key."""
