@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from django.db import connections
 
@@ -35,15 +34,14 @@ from outbox.policies import EventPolicies
 from outbox.rejections import RejectionStore
 from outbox.relay import Relay, RelayTotals
 from outbox.routes import ServiceRoute
-from outbox.sessions import bound_sessions, worker_session
+from outbox.sessions import bound_sessions
 from outbox.shutdown import StopFlag
 from outbox.takeovers import Takeovers
 from outbox.wakeups import open_wake_ups
 from outbox.watchdog import Watchdog
+from outbox.worker_threads import WorkerRun, run_together
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 _LET_GO_S: Final = 5.0
 """How long a process that ends over a handler may take to say that its other consumers are not to blame."""
@@ -146,10 +144,10 @@ def run_relays(routes: Sequence[ServiceRoute], broker: Broker, stop: StopFlag, *
     relays = {route.service: build_relay(route, broker) for route in routes}
     idle = _relay_idle(outbox_settings().relay)
     runs = {
-        route.service: _in_session(route.database, idle, _bound(relays[route.service].run, stop, once=once))
+        route.service: WorkerRun(_bound(relays[route.service].run, stop, once=once), using=route.database, idle=idle)
         for route in routes
     }
-    return _run_together(runs, stop)
+    return run_together(runs, stop)
 
 
 def run_consumers(
@@ -173,15 +171,15 @@ def run_consumers(
 
     configured = outbox_settings()
     watchdog = Watchdog(grace=_grace(configured), end_process=end_process)
-    runs: dict[str, Callable[[], ConsumerTotals]] = {}
+    runs: dict[str, WorkerRun[ConsumerTotals]] = {}
     for route in routes:
         consumer = build_consumer(route, broker, watchdog=watchdog)
         consumers.append(consumer)
         is_drained = _bound(topic_is_drained, route, broker) if once else None
         run = _bound(consumer.run, stop, max_events=max_events, is_drained=is_drained)
-        runs[route.service] = _in_session(route.database, _consumer_idle(route, configured), run)
+        runs[route.service] = WorkerRun(run, using=route.database, idle=_consumer_idle(route, configured))
     try:
-        return _run_together(runs, stop)
+        return run_together(runs, stop)
     finally:
         watchdog.close()
 
@@ -255,16 +253,6 @@ def _relay_idle(options: RelayOptions) -> timedelta:
     return timedelta(seconds=2 * longest_s + 10)
 
 
-def _in_session(using: str, idle: timedelta, run: Callable[[], T]) -> Callable[[], T]:
-    """Return ``run`` within bounds on the thread's database sessions."""
-
-    def run_bounded() -> T:
-        with worker_session(using, idle=idle):
-            return run()
-
-    return run_bounded
-
-
 def _presence(route: ServiceRoute, role: str, worker_id: str, configured: OutboxSettings) -> Presence:
     return Presence(
         service=route.service,
@@ -281,29 +269,3 @@ def _client_id(route: ServiceRoute, role: str, worker_id: str) -> str:
 
 def _bound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[[], Any]:
     return lambda: function(*args, **kwargs)
-
-
-def _run_together(runs: dict[str, Callable[[], Any]], stop: StopFlag) -> dict[str, Any]:
-    """Run each on a thread; when one ends in an error, stop the others and raise it."""
-    totals: dict[str, Any] = {}
-    errors: list[BaseException] = []
-
-    def run(service: str, work: Callable[[], Any]) -> None:
-        try:
-            totals[service] = work()
-        except BaseException as error:
-            logger.exception("worker of %s ended in an error", service)
-            errors.append(error)
-            stop.set()
-        finally:
-            connections.close_all()
-
-    threads = [threading.Thread(target=run, args=item, name=f"outbox-{item[0]}", daemon=True) for item in runs.items()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(timeout=0.2)  # so that the main thread takes signals
-    if errors:
-        raise errors[0]
-    return totals
