@@ -17,6 +17,7 @@ from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import LostRowError, UndoneEffectsError
 from outbox.heartbeat import Witness
 from outbox.isolation import HandlerCalls, LockBudget
+from outbox.late_connections import throw_away
 from outbox.lifecycle import UNFINISHED
 from outbox.outcomes import Outcome
 from outbox.planning import Plan, make_plan
@@ -125,7 +126,8 @@ class BatchTransaction:
                 self._fill(is_outermost)
                 self._is_committing = True
             if is_outermost and connections[using].in_atomic_block:
-                connections[using].close()  # somebody left a block open: what looked like the commit was none
+                # A block was left open: what looked like the commit was none.
+                throw_away([connections[using]], depths={})
                 raise UndoneEffectsError.ended()
         except TooMuchAtOnce:
             raise

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 
 from django.db import connections
+from django.db.utils import DatabaseError, InterfaceError
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +33,9 @@ def run_bounded(steps: Iterable[Callable[[], object]], *, timeout_s: float) -> N
 def _run(step: Callable[[], object]) -> None:
     try:
         step()
+    except (DatabaseError, InterfaceError) as error:
+        logger.warning("step of the watchdog failed, going on: %s", error)
     except Exception:
-        logger.exception("a step of the watchdog failed")
+        logger.exception("step of the watchdog failed, going on")
     finally:
         connections.close_all()

@@ -31,6 +31,7 @@ from outbox.hooks import guard_hooks
 from outbox.planning import Readable, group
 from outbox.statements import StatementWatch
 from outbox.tracing import traceparent
+from outbox.transaction_state import TransactionState
 from outbox.watchdog import Watchdog
 
 MAX_INTERRUPTIONS: Final = 5
@@ -96,10 +97,10 @@ class HandlerCalls:
         on_hung: Callable[[Deliveries], None],
     ) -> None:
         self._connection: Any = connections[using]
-        self._driver = self._connection.connection
         self._using = using
         self._watchdog = watchdog
         self._time_limit = time_limit
+        self._limits_s: dict[str, float] = {}
         self._clock = clock
         self._until = clock() + budget.total_seconds()
         self._locks = locks
@@ -185,12 +186,12 @@ class HandlerCalls:
 
         :raises CallFailedError: the transaction is lost with it.
         """
+        state = TransactionState(self._connection)
         try:
             with transaction.atomic(using=self._using):
                 self._call(handler, deliveries)
         except CallFailedError as failed:
-            is_left = not self._connection.needs_rollback and self._connection.connection is self._driver
-            if self._watch.fatal is None and is_left and not isinstance(failed.error, HandlerTimeoutError):
+            if self._watch.fatal is None and state.is_kept and not isinstance(failed.error, HandlerTimeoutError):
                 return failed
             raise
         return None
@@ -198,13 +199,13 @@ class HandlerCalls:
     # --- one call ------------------------------------------------------------------------------------------------
 
     def _call(self, handler: Handler, deliveries: Deliveries) -> None:
-        connection = self._connection
+        connection, watch = self._connection, self._watch
         self._at_work = deliveries
-        depth, hooks = len(connection.savepoint_ids), len(connection.run_on_commit)
-        waited_s, errors = self._watch.lock_waits_s, len(self._watch.errors)
+        state, hooks = TransactionState(connection), len(connection.run_on_commit)
+        waited_s, errors = watch.lock_waits_s, len(watch.errors)
         connection.rollback_exc = None  # Django keeps that of any earlier transaction
         first = deliveries[0]
-        limit_s = self._time_limit(first.event_type).total_seconds()
+        limit_s = self._limit_of(first.event_type)
         try:
             with traceparent(first.traceparent if len(deliveries) == 1 else ""):
                 result = self._watchdog.call(
@@ -217,26 +218,23 @@ class HandlerCalls:
                 )
             if result is not None:
                 refuse_unfinished(result)
-            if self._is_disturbed(depth):
-                raise self._reason(self._watch.errors[errors:])
+            if watch.fatal is not None or not state.is_kept:
+                raise self._reason(watch.errors[errors:])
         except (CallFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:
-            self._locks.left_s -= self._watch.lock_waits_s - waited_s
-            raise call_failure(deliveries, error, connection=connection, watch=self._watch) from error
+            state.leave_blocks()
+            raise call_failure(deliveries, error, connection=connection, watch=watch) from error
+        finally:
+            self._locks.left_s -= watch.lock_waits_s - waited_s
         if self._guards_hooks and len(connection.run_on_commit) > hooks:
             guard_hooks(connection, since=hooks, watchdog=self._watchdog, limit_s=limit_s, name=first.event_type)
 
-    def _is_disturbed(self, depth: int) -> bool:
-        """Say whether Django's account of the transaction is another one than before the call."""
-        connection = self._connection
-        return bool(
-            self._watch.fatal is not None
-            or connection.needs_rollback
-            or connection.connection is not self._driver
-            or not connection.in_atomic_block
-            or len(connection.savepoint_ids) != depth
-        )
+    def _limit_of(self, event_type: str) -> float:
+        limit_s = self._limits_s.get(event_type)
+        if limit_s is None:
+            limit_s = self._limits_s[event_type] = self._time_limit(event_type).total_seconds()
+        return limit_s
 
     def _reason(self, errors: Sequence[BaseException]) -> Exception:
         """Return why the effects of a call that returned, with ``errors`` in it, are not in the transaction."""
@@ -248,7 +246,7 @@ class HandlerCalls:
         if connection.needs_rollback:
             cause = connection.rollback_exc or next(reversed(errors), None)
             return UndoneEffectsError.swallowed(cause)
-        return UndoneEffectsError.ended()
+        return UndoneEffectsError.ended(next(reversed(errors), None))
 
     def _note_hung(self) -> None:
         self._on_hung(self._at_work)

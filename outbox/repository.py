@@ -390,7 +390,7 @@ class OutboxRepository:
             lifecycle.BURY,
             [row_id],
             f"retry_count = retry_count + %s, dead_at = {now}, next_retry_at = {now}, last_error = %s,"
-            " error_class = %s, traceback = %s, parks_key = %s",
+            f" error_class = %s, traceback = %s, parks_key = %s{', interruptions = 0' if failed_attempts else ''}",
             [failed_attempts, *_columns(failure), parks_key],
             also=also,
             skip_locked=skip_locked,
