@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-from tests.acceptance.probe.events import HOOK_ERROR
+from tests.acceptance.probe.names import HOOK_ERROR
 from tests.chaos.crew import HUNG_EXIT_CODE, Crew, Member
 from tests.chaos.verdict import Verdict
 from tests.chaos.writers import Writers

@@ -7,7 +7,7 @@ import time
 from typing import SupportsIndex
 
 from smartflow.settings import DATABASES, database
-from tests.acceptance.probe.events import ELSEWHERE
+from tests.acceptance.probe.names import ELSEWHERE
 from tests.acceptance.settings import *  # noqa: F403
 
 # Nothing listens there: one handler uses it, and its failure must stay that event's own.

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.acceptance.probe.events import HOOK_ERROR
+from tests.acceptance.probe.names import HOOK_ERROR
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock
 from tests.chaos.crew import HUNG_EXIT_CODE, Crew, Member, Role

@@ -47,13 +47,6 @@ class Parking(ProbeEvent, frozen=True, kw_only=True):
     """Handled one by one; when one dies, the later ones of its key wait for a person."""
 
 
-ELSEWHERE = "elsewhere"
-"""The alias of a database that is away, where a process has one."""
-
-
-HOOK_ERROR = "a hook that raises"
-
-
 class FaultyEvent(ProbeEvent, frozen=True, kw_only=True):
     """What a handler is to do wrong; see `faults`."""
 

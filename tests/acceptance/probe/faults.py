@@ -22,8 +22,8 @@ from django.db import IntegrityError, connections, transaction
 
 from outbox import Delivery
 from tests.acceptance.probe import trace
-from tests.acceptance.probe.events import ELSEWHERE, HOOK_ERROR
 from tests.acceptance.probe.models import BusinessRow, Effect
+from tests.acceptance.probe.names import ELSEWHERE, HOOK_ERROR
 
 LONGEST_HANG_S: Final = 20.0
 """A handler that nobody ends does so by itself, and the trace says that it overran."""
