@@ -107,6 +107,10 @@ class BatchTransaction:
         """Say whether the witness's connection outlived that of this transaction."""
         return self.tools.witness.lived_on(self._token)
 
+    def database_was_silent(self) -> bool:
+        """Say whether the witness had a connection when the transaction began, and has lost it."""
+        return self._token is not None and not self.tools.witness.lived_on(self._token)
+
     # --- the transaction -----------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
@@ -39,3 +41,10 @@ def _run(step: Callable[[], object]) -> None:
         logger.exception("step of the watchdog failed, going on")
     finally:
         connections.close_all()
+
+
+def log_stack(ident: int, what: str) -> None:
+    """Log where the thread ``ident`` is that does not return: the process is about to end because of ``what``."""
+    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented
+    stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
+    logger.critical("handler does not return, ending the process: %s, at:\n%s", what, stack)

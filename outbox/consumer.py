@@ -132,7 +132,7 @@ class Consumer:
         """
         if self._handling.is_hung:
             return  # it is: who takes over is to be careful, unless the event was charged
-        self._handling.withdraw_announcements()
+        self._handling.announcements.withdraw()
         self._heartbeat.close()
 
     # --- inside --------------------------------------------------------------------------------------------------

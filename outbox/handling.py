@@ -13,10 +13,10 @@ from datetime import timedelta
 from time import monotonic
 from typing import Final, NoReturn
 
-import msgspec
 from django.db import connections
 from django.db.utils import InterfaceError
 
+from outbox.announcements import Announcements
 from outbox.backoff import RetryPolicy
 from outbox.batch_transaction import BatchTransaction, Tools, TooMuchAtOnce, TransactionFailedError
 from outbox.blame import message_of
@@ -118,8 +118,7 @@ class BatchHandling:
             clock=clock,
             back_off=self._settling.back_off,
         )
-        self._announced: dict[int, Locked] = {}
-        """By id: the rows whose interruption was counted before a try that has not come to its end yet."""
+        self.announcements = Announcements(repository)
         self._current: BatchTransaction | None = None
 
     def handle(
@@ -138,7 +137,7 @@ class BatchHandling:
         :raises DatabaseError: the database is away; nothing, or a first part of the records, is done.
         :raises Exception: a fault of our own that nothing of the batch got past; nothing is done.
         """
-        self.withdraw_announcements()
+        self.announcements.withdraw()
         portions = deque(self._first_portions(records, is_suspect))
         locks = LockBudget()
         held: list[IncomingRecord] = []
@@ -207,13 +206,11 @@ class BatchHandling:
 
     def _next_of(self, portion: Portion, outcome: Outcome) -> list[Portion]:
         if portion.announced is not None and not outcome.locked:
-            self._announced.pop(portion.announced.id, None)
+            self.announcements.ended(portion.announced)
         row = outcome.announced
         if row is None:
             return outcome.left
-        announced = msgspec.structs.replace(row, interruptions=row.interruptions + 1)
-        self._announced[row.id] = announced
-        return [Portion(portion.records, Way.ALONE, announced=announced)]
+        return [Portion(portion.records, Way.ALONE, announced=self.announcements.note(row))]
 
     def _after(self, failed: TransactionFailedError, current: BatchTransaction) -> list[Portion]:
         """Settle what a transaction failed by, or return the portions in which to look for it.
@@ -225,6 +222,8 @@ class BatchHandling:
             kind is ErrorKind.DISCONNECTED and not current.connection_lived_on_elsewhere()
         ):
             self._raise_unavailable(failed.error)
+        if isinstance(failed.error, HandlerTimeoutError) and current.database_was_silent():
+            self._raise_unavailable(failed.error)  # it waited for a database that did not answer
         if kind is ErrorKind.DISCONNECTED:
             connections[self._using].close()
         if len(portion.records) == 1:
@@ -255,7 +254,7 @@ class BatchHandling:
         elif current.portion.announced is None:  # else it is counted already
             self._settling.interrupted(row, ConnectionLostError(failed.error))
         if row is not None:
-            self._announced.pop(row.id, None)
+            self.announcements.ended(row)
         return []
 
     def _note_hung(self, deliveries: Deliveries) -> None:
@@ -269,17 +268,8 @@ class BatchHandling:
             row = next(row for row in current.live if row.id == deliveries[0].outbox_id)
             limit = self._tools.time_limit(row.event_type)
             self._settling.charge(row, HandlerTimeoutError(row.event_type, limit=limit))
-            self._announced.pop(row.id, None)
+            self.announcements.ended(row)
             self._on_hung_noted()
-
-    def withdraw_announcements(self) -> None:
-        """Take back that events are suspect whose tries came to no end, which was not their doing.
-
-        :raises DatabaseError: the database is away; the next call does the rest.
-        """
-        for row in list(self._announced.values()):
-            if self._repository.forget_interruptions(row):
-                del self._announced[row.id]
 
     def _raise_unavailable(self, error: Exception) -> NoReturn:
         connections[self._using].close()

@@ -14,10 +14,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -29,7 +27,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
-from outbox.bounded import run_bounded
+from outbox.bounded import log_stack, run_bounded
 from outbox.exceptions import HandlerTimeoutError
 from outbox.late_connections import Session, session_of, throw_away
 
@@ -37,6 +35,9 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
+
+_STOOD_STILL_S: Final = 1.0
+"""The watchdog wakes up later than this only where the whole process stood still: frozen, or its host suspended."""
 
 HUNG_EXIT_CODE: Final = 79
 """Exit code of a process that was ended because a handler did not return."""
@@ -120,6 +121,12 @@ class _Slot:
         with suppress(RuntimeError):  # the mutex is not ours any more
             while True:
                 self.mutex.release()
+
+    def postpone(self, seconds: float) -> None:
+        """Move the deadline of the call at work, and of those around it, by ``seconds``."""
+        with self.mutex:
+            for call in self.work.and_outer() if self.work is not None else ():
+                call.deadline += seconds
 
     def opened(self, database: BaseDatabaseWrapper) -> None:
         """Remember a connection of this thread."""
@@ -236,13 +243,18 @@ class Watchdog:
         return late
 
     def _watch(self, stop: threading.Event) -> None:
+        asleep_at = time.monotonic()
         while not stop.wait(self._tick_s):
-            self._look()  # its frame ends with it: one that stayed would keep the slots of threads that ended
+            late_s = time.monotonic() - asleep_at - self._tick_s
+            self._look(stood_still_s=late_s if late_s > _STOOD_STILL_S else 0.0)
+            asleep_at = time.monotonic()
 
-    def _look(self) -> None:
+    def _look(self, *, stood_still_s: float = 0.0) -> None:
         with self._mutex:
             slots = list(self._slots)
         for slot in slots:
+            if stood_still_s:
+                slot.postpone(stood_still_s)
             try:
                 self._act(slot)
             except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
@@ -283,12 +295,6 @@ class Watchdog:
         if slot.gave_up:
             return
         slot.gave_up = True
-        log = partial(_log_hung, call, slot.ident)
+        log = partial(log_stack, slot.ident, f"{call.name}, {call.limit_s:g} s")
         run_bounded([log, call.on_hung] if call.on_hung else [log], timeout_s=self._grace_s)
         self._end_process(HUNG_EXIT_CODE)
-
-
-def _log_hung(call: _Call, ident: int) -> None:
-    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented
-    stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
-    logger.critical("handler does not return, ending the process: %s, %g s, at:\n%s", call.name, call.limit_s, stack)

@@ -18,7 +18,6 @@ from tests.factories import change, database_now, get, row, rows
 from tests.repositories import FAILURE, UNLIMITED, blockers_of, columns_of, locked, stale
 from tests.toys import BULK, PARKED
 from tests.transactions import OtherTransaction
-from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
@@ -69,34 +68,39 @@ def test_changed_rows_are_seen_to_be_changed(alias: str, repository: OutboxRepos
 
 
 @pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
-def test_second_transaction_waits_for_the_rows_of_the_first_and_sees_what_it_did(
+def test_second_transaction_passes_over_the_rows_of_the_first_and_finds_that_they_exist(
     alias: str, repository: OutboxRepository
 ) -> None:
     ids = rows(alias, 3, status=Status.PUBLISHED)
-    other = OtherTransaction(alias, lambda: repository.lock(ids, max_length=UNLIMITED))
+    found: list[list[int]] = []
+
+    def look() -> None:
+        found.append([each.id for each in repository.lock(ids, max_length=UNLIMITED)])
+        found.append(sorted(repository.existing([*ids, ids[-1] + 1])))
+
     with transaction.atomic(using=alias):
         repository.lock(ids[:2], max_length=UNLIMITED)
+        other = OtherTransaction(alias, look)
         other.start()
-        wait_until(other.is_waiting_for_a_lock)
-        repository.mark_consumed(ids[:2])
+        other.result()
 
-    assert [each.status for each in other.result()] == ["consumed", "consumed", "published"]
+    assert found == [ids[2:], ids]
 
 
 @pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
-def test_transactions_that_name_rows_in_different_orders_do_not_deadlock(
+def test_transactions_that_name_rows_in_different_orders_share_them_without_a_deadlock(
     alias: str, repository: OutboxRepository
 ) -> None:
     ids = rows(alias, 50, status=Status.PUBLISHED)
     workers = [
-        OtherTransaction(alias, lambda order=order: [repository.lock(order, max_length=UNLIMITED) for _ in range(1)])
+        OtherTransaction(alias, lambda order=order: repository.lock(order, max_length=UNLIMITED))
         for order in (ids, ids[::-1], ids[::2] + ids[1::2], ids[25:] + ids[:25])
         for _ in range(5)
     ]
     for worker in workers:
         worker.start()
 
-    assert all(len(worker.result()[0]) == 50 for worker in workers)
+    assert all(each.id in ids for worker in workers for each in worker.result())
 
 
 # --- blockers ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -470,3 +472,37 @@ def test_no_interruption_leaves_the_call_that_it_is_for(exits: list[int], monkey
     assert in_time + late == CALLS * THREADS
     assert min(in_time, late) > CALLS * THREADS / 20, (in_time, late)  # both sides of the limit were met
     assert exits == []
+
+
+FROZEN = """
+import os, signal, sys, threading, time
+from datetime import timedelta
+import django
+from django.conf import settings
+settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+django.setup()
+from outbox.watchdog import Watchdog
+
+def work(_):
+    print("begun", flush=True)
+    end = time.monotonic() + 3.0  # of which it is frozen for two and a half
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+Watchdog(grace=timedelta(seconds=30)).call(work, None, limit_s=1.5, using="default", name="toy")
+print("done", flush=True)
+"""
+
+
+def test_time_in_which_the_process_stood_still_is_no_time_of_the_handler() -> None:
+    process = subprocess.Popen([sys.executable, "-c", FROZEN], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGSTOP)
+        thawed = threading.Timer(2.5, process.send_signal, [signal.SIGCONT])
+        thawed.start()
+        assert process.communicate(timeout=30)[0] == "done\n"
+    finally:
+        process.kill()
+        process.wait()
