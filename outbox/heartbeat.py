@@ -121,7 +121,7 @@ class Heartbeat:
         deadline = time.monotonic() + self._answer_timeout_s
         try:
             if deregister:
-                thread.ask(self._presence.leave).result(self._answer_timeout_s)
+                thread.ask(thread.leave).result(self._answer_timeout_s)
         except (DatabaseError, InterfaceError, TimeoutError) as error:
             logger.warning(
                 "cannot deregister, the worker's row runs out by itself: %s of %s: %s",

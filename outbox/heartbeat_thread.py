@@ -127,6 +127,11 @@ class HeartbeatThread(threading.Thread):
             self._outcomes.succeeded()
             self._tell(self, switches)
 
+    def leave(self) -> None:
+        """Take the row away; no beat comes after that, which would write it again."""
+        self._ended = True
+        self._presence.leave()
+
     def is_open(self, token: object) -> bool:
         """Ask over the connection that ``token`` stands for, and over no other."""
         connection = connections[self._using]

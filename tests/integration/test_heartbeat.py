@@ -95,6 +95,12 @@ def test_close_deregisters_and_ends_the_connection(alias: str, heartbeat: Open) 
     assert started.token() is None
 
 
+def test_no_beat_that_is_due_brings_a_deregistered_row_back(alias: str, heartbeat: Open) -> None:
+    for _ in range(20):
+        heartbeat(interval=timedelta(milliseconds=1)).close()
+        assert not Worker.objects.using(alias).exists()
+
+
 def test_close_may_leave_the_row(alias: str, heartbeat: Open) -> None:
     started = heartbeat()
     started.hold([1])
