@@ -64,7 +64,18 @@ def _send_big_statement(delivery: Delivery[Any]) -> None:
     with connections[delivery.database].cursor() as cursor:
         cursor.execute("SELECT @@max_allowed_packet")
         (longest,) = cursor.fetchone()
-        cursor.execute("SELECT LENGTH(%s)", ["x" * (longest + 1024 * 1024)])
+        cursor.execute("SELECT LENGTH(%s)", ["x" * (2 * longest)])  # by little more, and the server may still answer
+
+
+def _lose_connection(delivery: Delivery[Any]) -> None:
+    """Lose it as to an administrator, or to what ends long transactions: at the server."""
+    connection = connections[delivery.database]
+    with connection.cursor() as cursor:
+        if connection.vendor == "postgresql":
+            cursor.execute("SELECT PG_TERMINATE_BACKEND(PG_BACKEND_PID())")
+        else:
+            cursor.execute("KILL CONNECTION_ID()")
+            cursor.execute("SELECT 1")
 
 
 def _wait(_: Delivery[Any]) -> None:
@@ -83,6 +94,7 @@ _ACTS: dict[Act, Callable[[Delivery[Any]], object]] = {
     "receive": _receive,
     "loop": _loop,
     "big_statement": _send_big_statement,
+    "lose_connection": _lose_connection,
     "wait": _wait,
     "write_row": _do_nothing,
 }

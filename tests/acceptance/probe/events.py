@@ -9,7 +9,9 @@ import msgspec
 from outbox import OnDead, event
 
 Verdict = Literal["ok", "poison", "discard", "retry"]
-Act = Literal["exit", "kill", "segfault", "swallow", "receive", "loop", "big_statement", "wait", "write_row"]
+Act = Literal[
+    "exit", "kill", "segfault", "swallow", "receive", "loop", "big_statement", "lose_connection", "wait", "write_row"
+]
 EXIT_CODE = 3
 """What a process ends with whose handler's act is ``exit``."""
 WAITING = "handler"
