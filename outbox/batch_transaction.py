@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
 
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
@@ -21,7 +20,7 @@ from outbox.late_connections import throw_away
 from outbox.lifecycle import UNFINISHED
 from outbox.outcomes import Outcome
 from outbox.planning import Plan, make_plan
-from outbox.portions import Portion, Way, halves, whole
+from outbox.portions import Portion, Way, each_alone, halves, whole
 from outbox.reading import Messages, RowReader, decode_records
 from outbox.rejections import Rejection, RejectionStore
 from outbox.repository import OutboxRepository
@@ -265,18 +264,15 @@ class BatchTransaction:
             return
         plan.deliver = [each for each in plan.deliver if each.delivery.outbox_id not in left]
         tools.writer.defer_contended(ran.contended, self.outcome)
-        stopped = [*ran.failed, *ran.undecided, *ran.not_begun, *ran.contended]
-        after = self.behind(stopped)
-        dead_later = [each for each in plan.bury if each.row.id in after]
-        plan.bury = [each for each in plan.bury if each.row.id not in after]
-        again = {each.outbox_id for each in (*ran.not_begun, *ran.behind)} | {each.row.id for each in dead_later}
-        self._leave(ran.failed, Way.ALONE)
-        self._leave(ran.undecided, Way.ALONE)
+        after = self.behind([*ran.failed, *ran.undecided, *ran.not_begun, *ran.contended])
+        dead_later = {each.row.id for each in plan.bury if each.row.id in after}
+        plan.bury = [each for each in plan.bury if each.row.id not in dead_later]
+        # What a list named, or could not be bisected in time, may lie behind what has not had its turn.
+        not_yet = self.behind([*ran.not_begun, *ran.contended])
+        alone = {each.outbox_id for each in (*ran.failed, *ran.undecided)} - not_yet
+        again = (left - alone - {each.outbox_id for each in ran.contended}) | dead_later
+        self.outcome.left += each_alone(self.records_of(alone))
         self.outcome.left += halves(self.records_of(again)) if ran.failed else whole(self.records_of(again))
-
-    def _leave(self, deliveries: Sequence[Any], way: Way) -> None:
-        ids = sorted(each.outbox_id for each in deliveries)
-        self.outcome.left += [Portion(self.records_of({row_id}), way) for row_id in ids]
 
 
 def _counts(row: Locked) -> tuple[int, int, int]:

@@ -103,8 +103,9 @@ def refuse_unfinished(result: object) -> None:
 
     :raises UnfinishedCallError: a coroutine, a generator or a future.
     """
-    is_lazy = inspect.isawaitable(result) or inspect.isasyncgen(result) or isinstance(result, (Iterator, Future))
-    if is_lazy:
+    is_lazy = inspect.isawaitable(result) or inspect.isasyncgen(result) or isinstance(result, Future)
+    # An iterator gives itself; a mock, which can do all, gives another one.
+    if is_lazy or (isinstance(result, Iterator) and iter(result) is result):
         if inspect.iscoroutine(result):
             result.close()  # or Python warns of it as well
         raise UnfinishedCallError(result)

@@ -21,6 +21,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from django.db import connections, transaction
+from django.db.transaction import TransactionManagementError
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.call_failures import CallFailedError, Deliveries, call_failure, refuse_unfinished
@@ -203,7 +204,6 @@ class HandlerCalls:
         self._at_work = deliveries
         state, hooks = TransactionState(connection), len(connection.run_on_commit)
         waited_s, errors = watch.lock_waits_s, len(watch.errors)
-        connection.rollback_exc = None  # Django keeps that of any earlier transaction
         first = deliveries[0]
         limit_s = self._limit_of(first.event_type)
         try:
@@ -219,11 +219,14 @@ class HandlerCalls:
             if result is not None:
                 refuse_unfinished(result)
             if watch.fatal is not None or not state.is_kept:
-                raise self._reason(watch.errors[errors:])
+                raise self._reason(state, watch.errors[errors:])
         except (CallFailedError, KeyboardInterrupt):
             raise
         except BaseException as error:
             state.leave_blocks()
+            is_open = not connection.closed_in_transaction
+            if isinstance(error, TransactionManagementError) and connection.needs_rollback and is_open:
+                error = _undone(state, watch.errors[errors:], seen_by=error)
             raise call_failure(deliveries, error, connection=connection, watch=watch) from error
         finally:
             self._locks.left_s -= watch.lock_waits_s - waited_s
@@ -236,7 +239,7 @@ class HandlerCalls:
             limit_s = self._limits_s[event_type] = self._time_limit(event_type).total_seconds()
         return limit_s
 
-    def _reason(self, errors: Sequence[BaseException]) -> Exception:
+    def _reason(self, state: TransactionState, errors: Sequence[BaseException]) -> Exception:
         """Return why the effects of a call that returned, with ``errors`` in it, are not in the transaction."""
         connection = self._connection
         if isinstance(self._watch.fatal, Exception):
@@ -244,8 +247,7 @@ class HandlerCalls:
         if connection.closed_in_transaction:
             return ClosedConnectionError()
         if connection.needs_rollback:
-            cause = connection.rollback_exc or next(reversed(errors), None)
-            return UndoneEffectsError.swallowed(cause)
+            return _undone(state, errors)
         return UndoneEffectsError.ended(next(reversed(errors), None))
 
     def _note_hung(self) -> None:
@@ -268,6 +270,15 @@ class HandlerCalls:
     def _execute(self, sql: str) -> None:
         with self._connection.cursor() as cursor:
             cursor.execute(sql)
+
+
+def _undone(
+    state: TransactionState, errors: Sequence[BaseException], *, seen_by: BaseException | None = None
+) -> UndoneEffectsError:
+    """Return the error of a call after which Django rolls back; ``seen_by`` a later statement, which Django refused."""
+    undone = UndoneEffectsError.swallowed(state.marked_by or next(reversed(errors), None))
+    undone.__cause__ = seen_by
+    return undone
 
 
 def _each(deliveries: Deliveries) -> list[Deliveries]:

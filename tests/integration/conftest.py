@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tests.webhooks import WebhookServer
 
 pytest.register_assert_rewrite(
-    "tests.integration.bustle", "tests.integration.repository_model", "tests.integration.world"
+    "tests.integration.bustle",
+    "tests.integration.misbehaving",
+    "tests.integration.repository_model",
+    "tests.integration.world",
 )
 
 
