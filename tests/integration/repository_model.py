@@ -82,8 +82,8 @@ class RepositoryModel:
         return [
             row_id
             for row_id in self.movable(transition, [known.id])
-            if (self.rows[row_id]["retry_count"], self.rows[row_id]["replay_count"])
-            == (known.retry_count, known.replay_count)
+            if (*map(self.rows[row_id].get, ("retry_count", "replay_count", "interruptions")),)
+            == (known.retry_count, known.replay_count, known.interruptions)
         ]
 
     def blockers(self, ids: Iterable[int], keys: Iterable[str]) -> dict[str, int]:
@@ -122,6 +122,7 @@ class RepositoryModel:
                 [row_id],
                 retry_count=0,
                 replay_count=self.rows[row_id]["replay_count"] + 1,
+                interruptions=0,
                 next_retry_at=NOW,
                 parks_key=False,
                 dead_at=None,

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 from django.db import connections, transaction
 from hypothesis import strategies as st
@@ -101,6 +102,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                     "status": Status.PENDING,
                     "retry_count": 0,
                     "replay_count": 0,
+                    "interruptions": 0,
                     "max_retry": 7,
                     "traceparent": "00-aa-bb-01",
                     "parks_key": False,
@@ -213,17 +215,22 @@ class RepositoryMachine(RuleBasedStateMachine):
 
     @rule(target=locks, given_ids=some_ids, max_length=st.sampled_from([2, 20, UNLIMITED]))
     def lock(self, given_ids: list[int], max_length: int) -> Any:
-        ids = self.model.not_held(given_ids)
+        """Lock what can be had, without waiting for the rest; that is there all the same for a plain read."""
         with transaction.atomic(using=self.alias):
-            found = self.repository.lock(ids, max_length=max_length)
-        assert [each.id for each in found] == sorted(set(ids) & set(self.model.rows))
+            found = self.repository.lock(given_ids, max_length=max_length)
+            existing = self.repository.existing(given_ids)
+        there = sorted(set(given_ids) & set(self.model.rows))
+        assert [each.id for each in found] == self.model.not_held(there)
+        assert existing == {
+            row_id: (self.model.rows[row_id]["event_type"], self.model.rows[row_id]["message_key"]) for row_id in there
+        }
         for each in found:
             row = self.model.rows[each.id]
             is_unfinished = row["status"] in UNFINISHED
             length = len(row["payload"].encode()) if is_unfinished else 0
             assert each == Locked(
                 **{name: row[name] for name in ("id", "event_type", "message_key", "status")},
-                **{name: row[name] for name in ("retry_count", "replay_count", "max_retry")},
+                **{name: row[name] for name in ("retry_count", "replay_count", "max_retry", "interruptions")},
                 traceparent=row["traceparent"],
                 is_due=self.model.is_due(row),
                 payload=row["payload"] if is_unfinished and length <= max_length else None,
@@ -240,7 +247,9 @@ class RepositoryMachine(RuleBasedStateMachine):
             assert self.repository.mark_consumed(ids) == len(moved)
             for row_id in moved:
                 published_at = self.model.rows[row_id]["published_at"] or NOW
-                self.model.move(lifecycle.CONSUME, [row_id], consumed_at=NOW, published_at=published_at)
+                self.model.move(
+                    lifecycle.CONSUME, [row_id], consumed_at=NOW, published_at=published_at, interruptions=0
+                )
 
     @rule(given_ids=some_ids, pause=hours, way=ways)
     def wait(self, given_ids: list[int], pause: timedelta, way: str) -> None:
@@ -248,7 +257,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         moved, until = self.model.movable(lifecycle.WAIT, ids), self.model.clock + pause
         with self.model.step(way):
             assert self.repository.wait(ids, until=until) == len(moved)
-            self.model.move(lifecycle.WAIT, moved, next_retry_at=until)
+            self.model.move(lifecycle.WAIT, moved, next_retry_at=until, interruptions=0)
 
     @rule(known=locks, pause=hours, way=ways)
     def retry(self, known: Locked, pause: timedelta, way: str) -> None:
@@ -262,9 +271,40 @@ class RepositoryMachine(RuleBasedStateMachine):
                 lifecycle.RETRY,
                 moved,
                 retry_count=known.retry_count + 1,
+                interruptions=0,
                 next_retry_at=self.model.clock + pause,
                 **columns_of(failure),
             )
+
+    @rule(known=locks, pause=hours, is_announced=st.booleans(), way=ways)
+    def interrupt(self, known: Locked, pause: timedelta, is_announced: bool, way: str) -> None:
+        """Count an interruption of a row as it was locked once: before its try, or after it with the reason."""
+        if known.id in self.model.held:
+            return
+        failure = None if is_announced else Failure(f"lost {next(self.numbers)}", "ConnectionLostError")
+        moved = self.model.at_attempt(known, lifecycle.INTERRUPT)
+        with self.model.step(way):
+            due_at = self.model.clock + pause
+            assert self.repository.interrupt(known, due_at=due_at, failure=failure) == len(moved)
+            self.model.move(
+                lifecycle.INTERRUPT,
+                moved,
+                interruptions=known.interruptions + 1,
+                next_retry_at=due_at,
+                **({} if failure is None else columns_of(failure)),
+            )
+
+    @rule(known=locks, is_of_its_announcement=st.booleans(), way=ways)
+    def forget_interruptions(self, known: Locked, is_of_its_announcement: bool, way: str) -> None:
+        """Take back what was announced of a row, by what is known of it then or by what was known before."""
+        if known.id in self.model.held:
+            return
+        if is_of_its_announcement:
+            known = msgspec.structs.replace(known, interruptions=known.interruptions + 1)
+        moved = self.model.at_attempt(known, lifecycle.WAIT)
+        with self.model.step(way):
+            assert self.repository.forget_interruptions(known) == len(moved)
+            self.model.move(lifecycle.WAIT, moved, interruptions=0, next_retry_at=NOW)
 
     @rule(row_id=ids, parks_key=st.booleans(), way=ways)
     def bury(self, row_id: int, parks_key: bool, way: str) -> None:
