@@ -17,12 +17,16 @@ InstallServices = Callable[..., ServicesInstallation]
 
 
 @pytest.fixture
-def install_services(install: Install) -> Iterator[InstallServices]:
-    """Give a function that makes an installation on MariaDB or MySQL and Kafka: ``install_services(options={...})``."""
+def install_services(install: Install, usual_database: str) -> Iterator[InstallServices]:
+    """Give a function that makes an installation: ``install_services(database="mariadb", broker="kafka", options={})``.
+
+    Where it is told no database it is on MariaDB or MySQL.
+    """
     made: list[ServicesInstallation] = []
 
-    def make(**more: Any) -> ServicesInstallation:
-        made.append(ServicesInstallation(install(), **{"options": SMALL_BATCHES, **more}))
+    def make(*, database: str = usual_database, broker: str = "kafka", **more: Any) -> ServicesInstallation:
+        base = install(database=database, broker=broker)
+        made.append(ServicesInstallation(base, **{"options": SMALL_BATCHES, **more}))
         return made[-1]
 
     yield make
