@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
 
-from tests.acceptance.services_fixtures import InstallServices
 from tests.acceptance.services_harness import ServicesInstallation
 from tests.acceptance.services_publisher import Load, Subject
 from tests.conftest import SERVICES
 
 pytest_plugins = ("tests.acceptance.services_fixtures",)
+
+InstallServices = Callable[..., ServicesInstallation]
 
 BROKEN = "task"
 OTHERS = [service for service in SERVICES if service != BROKEN]
