@@ -78,7 +78,7 @@ UNFINISHED: dict[str, Function] = {
 }
 
 VALUES: dict[str, Function] = {
-    "mock": MagicMock(),
+    "mock": MagicMock(name="handler"),
     "mock's result": lambda _argument: MagicMock(),
     "number": lambda _argument: 7,
     "text": lambda _argument: "done",
