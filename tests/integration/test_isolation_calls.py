@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,8 +45,6 @@ def consumer(alias: str, toys: Toys, clock: ManualClock) -> Consumer:
 
 
 def _use_clock(consumer: Consumer, clock: ManualClock) -> None:
-    from dataclasses import replace
-
     handling = consumer._handling
     handling._tools = replace(handling._tools, clock=clock)
 
@@ -171,13 +170,12 @@ def test_failures_of_every_sort_leave_what_event_by_event_would_have_left(
     consumer = factories.consumer(alias, toys)
     _use_clock(consumer, clock)
     keys: dict[int, str] = {}
-    for number in range(30):
-        event_type = chance.choice([NOTE, BULK, BULK])
-        [row_id] = published(alias, 1, key=chance.choice("abcd"), event_type=event_type)
-        keys[row_id] = get(alias, row_id).message_key
-        assert number < 30
+    for _ in range(30):
+        key = chance.choice("abcd")
+        [row_id] = published(alias, 1, key=key, event_type=chance.choice([NOTE, BULK, BULK]))
+        keys[row_id] = key
     bad = {each for each in keys if chance.random() < 0.2}
-    named = {each for each in bad if chance.random() < 0.5}
+    named = {each for each in sorted(bad) if chance.random() < 0.5}
     for each in bad - named:
         toys.fail(each, ValueError("no"))
 
@@ -196,7 +194,7 @@ def test_failures_of_every_sort_leave_what_event_by_event_would_have_left(
         assert effect_ids(alias, key=key) == ids[:first_bad]
         assert [get(alias, each).status for each in ids[:first_bad]] == ["consumed"] * first_bad
         attempts = [get(alias, each).retry_count for each in ids[first_bad:]]
-        assert attempts == [1, *([0] * (len(attempts) - 1))][: len(attempts)]
+        assert attempts == [1] * bool(attempts) + [0] * (len(attempts) - 1)
 
 
 def _naming(row_ids: Collection[int]) -> Any:
