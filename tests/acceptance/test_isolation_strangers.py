@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 
 import pytest
 
 from tests.acceptance.conftest import Install
+from tests.acceptance.harness import Installation
 from tests.acceptance.isolation import are_consumed, business_row_of, ids_of, interruptions, longest_delay_s
 from tests.acceptance.plans import Plan
 
@@ -15,6 +18,21 @@ LONGER_THAN_RECORDS_ARE_HELD_S = 40.0
 SHORT_S = 25.0
 
 CASES = [("mariadb", "kafka"), ("mysql", "kafka"), ("postgres", "kafka"), ("mariadb", "table"), ("mysql", "table")]
+
+
+@contextmanager
+def locked_by_stranger(installation: Installation, rows: Mapping[str, Collection[int]]) -> Iterator[None]:
+    """Have the rows of each table locked by another transaction within the block."""
+    stranger = installation.database.connect()
+    try:
+        cursor = stranger.cursor()
+        cursor.execute("BEGIN")
+        for table, ids in rows.items():
+            for row_id in ids:  # one by one: a scan of a small table would lock all of it
+                cursor.execute(f"SELECT id FROM {table} WHERE id = %s FOR UPDATE", [row_id])
+        yield
+    finally:
+        stranger.close()
 
 
 @pytest.mark.parametrize(
@@ -38,26 +56,23 @@ def test_rows_that_a_stranger_locks_hold_up_no_other_key(
     (pending,) = installation.publish(("step", {"key": "pending"}))
     business_row = business_row_of(installation, pending)
     (writing,) = installation.publish(("misbehaving", {"key": "writing", "act": "write_row", "row": business_row}))
-    outbox_rows = sorted(ids_of(installation, [sent, pending]))
 
-    stranger = installation.database.connect()
-    cursor = stranger.cursor()
-    cursor.execute("BEGIN")
-    cursor.execute("SELECT id FROM probe_outbox_messages WHERE id IN (%s, %s) FOR UPDATE", outbox_rows)
-    cursor.execute("SELECT id FROM probe_business_rows WHERE id = %s FOR UPDATE", [business_row])
-    locked_until = time.monotonic() + locked_s
-    workers = [installation.relay(), installation.consumer()]
-    load = installation.start_load(
-        Plan(prefix="k", threads=2, keys=20, transactions=0, pause_ms=50, rollbacks=0, seed=72)
-    )
-    installation.wait(installation.effects, "the consumer started", alive=[load, *workers])
-    since = installation.database.value(f"SELECT {installation.database.now}")
-    everybody = [load, *workers]
-    installation.wait(lambda: time.monotonic() >= locked_until, "time went by", timeout_s=60, alive=everybody)
     held_up = [sent, behind, pending, writing]
-    assert not {row.status for row in installation.rows() if row.event_id in held_up} & {"consumed", "dead"}
-    stranger.rollback()
-    stranger.close()
+    locks = {
+        "probe_outbox_messages": ids_of(installation, [sent, pending]),
+        "probe_business_rows": {business_row},
+    }
+    with locked_by_stranger(installation, locks):
+        locked_until = time.monotonic() + locked_s
+        workers = [installation.relay(), installation.consumer()]
+        load = installation.start_load(
+            Plan(prefix="k", threads=2, keys=20, transactions=0, pause_ms=50, rollbacks=0, seed=72)
+        )
+        everybody = [load, *workers]
+        installation.wait(installation.effects, "the consumer started", alive=everybody)
+        since = installation.database.value(f"SELECT {installation.database.now}")
+        installation.wait(lambda: time.monotonic() >= locked_until, "time went by", timeout_s=60, alive=everybody)
+        assert not {row.status for row in installation.rows() if row.event_id in held_up} & {"consumed", "dead"}
 
     installation.wait(lambda: are_consumed(installation, held_up), "they are done", alive=everybody)
     load.stop()
