@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 
+import msgspec
 import pytest
 from django.db import IntegrityError, connections, transaction
 
+from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
+from outbox import Delivery, event, handles, publish_many
+from outbox.catalog import forget_routes
 from outbox.consumer import Consumer
+from outbox.contracts import contracts
+from outbox.handlers import handlers
+from outbox.testing import drain
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import get, make_due, statuses
 from tests.integration.misbehaving import Misbehave, check_that_these_failed_alone, create_snapshot, let_misbehave
 from tests.toys import BULK, NOTE, Toys, effect_ids
+
+MEASURED = "isolation.measured"
 
 # --- what a handler does -----------------------------------------------------------------------------------------
 
@@ -177,3 +187,41 @@ def test_it_fails_alone_in_the_transaction_of_a_test_too(alias: str, toys: Toys,
         check_that_these_failed_alone(alias, ids, bad, *UNDOING[misbehave])
         transaction.set_rollback(True, using=alias)
     assert statuses(alias) == {}
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """An event whose handler the test gives."""
+
+    place: str
+
+
+@pytest.fixture
+def measured() -> Iterator[None]:
+    """Declare an event to all the process, as applications do, and forget it with its handler afterwards."""
+    event(MEASURED, service="agent", key="place")(Measured)
+    yield
+    handlers.remove(MEASURED)
+    del contracts._by_type[MEASURED], contracts._by_payload[Measured]
+    forget_routes()
+
+
+@pytest.mark.parametrize("misbehave", UNDOING, ids=lambda each: each.__name__)
+def test_drain_in_a_test_tells_what_the_handler_lost(alias: str, measured: None, misbehave: Misbehave) -> None:
+    @handles(Measured)
+    def _write(delivery: Delivery[Measured]) -> None:
+        place = delivery.payload.place
+        AgentStateSnapshotRecord.objects.using(alias).create(conversation_id=place, user_id=1, snapshot_json="{}")
+        if place.startswith("bad"):
+            misbehave(alias)
+
+    with transaction.atomic(using=alias):
+        publish_many([Measured(place) for place in ("good-1", "bad-1", "good-2", "bad-2", "good-3")])
+
+        drained = drain("agent")
+
+        assert (drained.consumed, drained.retried) == (3, 2)
+        records = AgentStateSnapshotRecord.objects.using(alias).exclude(conversation_id="once")
+        assert sorted(records.values_list("conversation_id", flat=True)) == ["good-1", "good-2", "good-3"]
+        errors = AgentOutboxMessage.objects.using(alias).filter(retry_count=1).values_list("last_error", flat=True)
+        assert all(UNDOING[misbehave][1] in each for each in errors)
+        transaction.set_rollback(True, using=alias)

@@ -7,13 +7,14 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from django.db import DatabaseError, IntegrityError, connections, transaction
+from django.db import DatabaseError, IntegrityError, OperationalError, connections, transaction
 
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import Delivery
 from outbox.consumer import Consumer
+from outbox.repository import OutboxRepository
 from tests.consumers import deliver, published
-from tests.factories import get, statuses
+from tests.factories import get, records_of, statuses
 from tests.integration.misbehaving import (
     Misbehave,
     check_that_these_failed_alone,
@@ -177,3 +178,65 @@ def test_handler_that_undoes_its_own_savepoints_only_is_consumed_with_its_effect
 
     assert effect_ids(alias) == ids
     assert toys.calls == [(each,) for each in ids], "nothing was done twice"
+
+
+# --- limits of the server on a statement's time ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb"], indirect=True)
+def test_statement_time_limit_in_a_handler_ends_no_worker_and_costs_nothing_at_first(
+    alias: str, toys: Toys, consumer: Consumer
+) -> None:
+    ids = published(alias, 3, key=str)
+
+    def take_long(deliveries: Sequence[Delivery[Any]]) -> None:
+        if deliveries[0].outbox_id == ids[1]:
+            execute(alias, "SET STATEMENT max_statement_time = 0.05 FOR SELECT SLEEP(5)")
+
+    toys.before = take_long
+    deliver(alias, consumer, ids)
+
+    assert sorted(effect_ids(alias)) == [ids[0], ids[2]]
+    assert (get(alias, ids[1]).status, get(alias, ids[1]).retry_count) == ("pending", 0)
+
+
+@pytest.mark.parametrize("database_alias", ["mysql"], indirect=True)
+def test_execution_time_limit_in_a_handler_ends_no_worker_and_costs_nothing_at_first(
+    alias: str, toys: Toys, consumer: Consumer
+) -> None:
+    ids = published(alias, 3, key=str)
+    # SLEEP() only returns early there: it takes rows to be slow with.
+    slow = (
+        "SELECT /*+ MAX_EXECUTION_TIME(20) */ COUNT(*) FROM information_schema.columns a, information_schema.columns b"
+    )
+
+    def take_long(deliveries: Sequence[Delivery[Any]]) -> None:
+        if deliveries[0].outbox_id == ids[1]:
+            execute(alias, slow)
+
+    toys.before = take_long
+    deliver(alias, consumer, ids)
+
+    assert sorted(effect_ids(alias)) == [ids[0], ids[2]]
+    assert (get(alias, ids[1]).status, get(alias, ids[1]).retry_count) == ("pending", 0)
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
+def test_statement_time_limit_in_a_statement_of_the_library_is_waited_out(
+    alias: str, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = published(alias, 4, key=str)
+    code = 1969 if alias == "mariadb" else 3024
+    left = iter(range(2))
+    blockers = OutboxRepository.blockers
+
+    def time_out(self: OutboxRepository, locked: Any) -> Any:
+        for _ in left:
+            raise OperationalError(code, "Query execution was interrupted, maximum statement execution time exceeded")
+        return blockers(self, locked)
+
+    monkeypatch.setattr(OutboxRepository, "blockers", time_out)
+    consumer.handle(records_of(alias, ids))
+
+    assert effect_ids(alias) == ids
+    assert {get(alias, each).retry_count for each in ids} == {0}
