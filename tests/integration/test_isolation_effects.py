@@ -62,6 +62,10 @@ def commit_in_the_driver(alias: str) -> None:
     connections[alias].connection.commit()
 
 
+def leave_the_block_of_the_consumer(alias: str) -> None:
+    transaction.atomic(using=alias).__exit__(None, None, None)
+
+
 UNDOING: dict[Misbehave, tuple[str, str]] = {
     swallow_an_integrity_error: ("UndoneEffectsError", "swallowed IntegrityError"),
     set_rollback: ("UndoneEffectsError", "transaction.set_rollback(True)"),
@@ -156,19 +160,24 @@ def test_handler_that_fails_within_a_block_that_it_never_left_leaves_the_connect
     assert not connections[alias].in_atomic_block
 
 
-def test_commit_in_the_driver_fails_its_event_and_loses_nobodys_effect(
-    alias: str, toys: Toys, consumer: Consumer
+@pytest.mark.parametrize("event_type", [NOTE, BULK])
+@pytest.mark.parametrize(
+    "commit", [commit_in_the_driver, leave_the_block_of_the_consumer], ids=lambda each: each.__name__
+)
+def test_commit_that_nobody_sees_fails_its_event_and_loses_nobodys_effect(
+    alias: str, toys: Toys, consumer: Consumer, commit: Misbehave, event_type: str
 ) -> None:
     """What it committed is done again, as the marks were not with it: no library can undo that."""
-    ids = published(alias, 4, key=str)
+    ids = published(alias, 4, key=str, event_type=event_type)
     bad = ids[1]
-    let_misbehave(toys, {bad}, commit_in_the_driver)
+    let_misbehave(toys, {bad}, commit)
 
     deliver(alias, consumer, ids)
 
     assert statuses(alias) == dict.fromkeys(ids, "consumed") | {bad: "pending"}
     assert set(ids) - {bad} <= set(effect_ids(alias))
     assert (get(alias, bad).retry_count, get(alias, bad).error_class) == (1, "UndoneEffectsError")
+    assert not connections[alias].in_atomic_block
 
 
 # --- in a test's transaction -------------------------------------------------------------------------------------
