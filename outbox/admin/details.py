@@ -16,6 +16,7 @@ from outbox.admin.lines import LIST_COLUMNS, MessageLine, message_line
 from outbox.admin.pages import rows_of
 from outbox.admin.rendering import SHOWN_CHARACTERS, Moment, Shown, moment, shown_json, size_text, visible
 from outbox.catalog import route_registry
+from outbox.isolation import MAX_INTERRUPTIONS
 from outbox.lifecycle import UNFINISHED, Status
 from outbox.models import OutboxMessage
 from outbox.routes import ServiceRoute
@@ -108,6 +109,7 @@ def _facts(row: OutboxMessage) -> list[tuple[str, str]]:
         ("Key", row.message_key),
         ("Attempts that failed", f"{row.retry_count} of {row.max_retry}"),
         ("Replayed", str(row.replay_count or "")),
+        ("Interruptions in a row", f"{row.interruptions} of {MAX_INTERRUPTIONS}" if row.interruptions else ""),
         ("Service column", row.service_name),
         ("Topic column", row.topic),
         ("Shard", str(row.shard)),

@@ -189,6 +189,15 @@ def test_large_payload_is_cut_and_can_be_downloaded(root: Client, outbox_alias: 
     assert download["X-Content-Type-Options"] == "nosniff"
 
 
+def test_page_of_a_suspect_event_shows_how_often_it_was_interrupted(root: Client, outbox_alias: str) -> None:
+    suspect, sound = add(interruptions=3), add()
+
+    facts = dict(root.get(f"{MESSAGES}{suspect.pk}/change/").context["detail"].facts)
+    assert facts["Interruptions in a row"] == "3 of 5"
+    assert facts["Attempts that failed"] == "0 of 20"
+    assert "Interruptions in a row" not in dict(root.get(f"{MESSAGES}{sound.pk}/change/").context["detail"].facts)
+
+
 @pytest.mark.parametrize("address", ["0/change/", "x/change/", f"{10**30}/change/", "999999/payload/"])
 def test_row_that_is_gone_leads_back_to_the_list(root: Client, address: str) -> None:
     answer = root.get(f"{MESSAGES}{address}", follow=True)
