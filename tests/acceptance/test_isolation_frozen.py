@@ -37,12 +37,12 @@ def seen_at(installation: Installation, pid: int) -> object:
 @pytest.mark.parametrize(
     ("database", "broker", "time_limit_s"),
     [
-        ("mariadb", "table", 8.0),
-        ("mysql", "table", 8.0),
-        ("postgres", "table", 8.0),
-        ("mariadb", "kafka", 14.0),  # its partitions move 6 s later
-        ("mysql", "kafka", 14.0),
-        ("postgres", "kafka", 14.0),
+        ("mariadb", "table", 12.0),
+        ("mysql", "table", 12.0),
+        ("postgres", "table", 12.0),
+        ("mariadb", "kafka", 16.0),  # its partitions move 6 s later
+        ("mysql", "kafka", 16.0),
+        ("postgres", "kafka", 16.0),
     ],
 )
 def test_successor_of_a_frozen_consumer_goes_on_beside_its_locks(
@@ -52,11 +52,12 @@ def test_successor_of_a_frozen_consumer_goes_on_beside_its_locks(
     consumer_options = {"HANDLER_TIME_LIMIT_SECONDS": time_limit_s, "HUNG_HANDLER_GRACE_SECONDS": GRACE_S}
     options = {"LEASES": SHORT_LEASES, "CONSUMER": consumer_options}
     installation = install(database=database, broker=broker, options=options)
-    (first,) = installation.publish(("step", {"key": "first"}))
+    publisher = installation.publisher()
+    (first,) = publisher.publish(("step", {"key": "first"}))
     business_row = business_row_of(installation, first)
     locked = [
         first,
-        *installation.publish(
+        *publisher.publish(
             ("misbehaving", {"key": "frozen", "act": "wait", "row": business_row}),
             ("step", {"key": "frozen", "n": 1}),
             *[("step", {"key": f"k{n}", "n": n}) for n in range(5)],
@@ -75,7 +76,7 @@ def test_successor_of_a_frozen_consumer_goes_on_beside_its_locks(
     workers = [relay, successor]
     installation.wait(lambda: partitions(installation).get(successor.pid) == held, "it took over", alive=workers)
     since = installation.database.value(f"SELECT {installation.database.now}")
-    contended, *fresh = installation.publish(
+    contended, *fresh = publisher.publish(
         ("misbehaving", {"key": "contended", "act": "write_row", "row": business_row}),
         *[("step", {"key": f"fresh-{n}", "n": n}) for n in range(20)],
     )
@@ -91,7 +92,7 @@ def test_successor_of_a_frozen_consumer_goes_on_beside_its_locks(
     frozen.signal(signal.SIGCONT)
     workers.append(frozen)
     installation.wait(lambda: seen_at(installation, frozen.pid) != before, "the frozen one woke up", alive=workers)
-    installation.publish(*[("step", {"key": f"k{n}", "n": n}) for n in range(20)])
+    publisher.publish(*[("step", {"key": f"k{n}", "n": n}) for n in range(20)])
     installation.wait_until_done(alive=workers)
     assert not interruptions(installation)
     installation.check()
