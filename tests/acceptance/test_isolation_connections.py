@@ -6,7 +6,7 @@ import pytest
 
 from tests.acceptance.conftest import Install
 from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, are_consumed
-from tests.acceptance.probe.events import Act
+from tests.acceptance.probe.names import Act
 
 MAX_INTERRUPTIONS = 5
 

@@ -16,7 +16,7 @@ from tests.acceptance.isolation import (
     interruptions,
     longest_delay_s,
 )
-from tests.acceptance.probe.events import WAITING
+from tests.acceptance.probe.names import WAITING
 
 OTHERS_DELAY_S = 5.0
 GRACE_S = 4.0

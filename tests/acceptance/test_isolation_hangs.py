@@ -11,7 +11,7 @@ from tests.acceptance.conftest import Install
 from tests.acceptance.harness import Installation
 from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, are_consumed, interruptions
 from tests.acceptance.plans import Plan
-from tests.acceptance.probe.events import Act
+from tests.acceptance.probe.names import Act
 from tests.acceptance.promises import check_effects
 from tests.acceptance.workers import Worker
 

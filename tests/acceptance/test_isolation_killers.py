@@ -8,7 +8,7 @@ import pytest
 
 from tests.acceptance.conftest import Install
 from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, Restarter, are_consumed, interruptions
-from tests.acceptance.probe.events import EXIT_CODE, Act
+from tests.acceptance.probe.names import EXIT_CODE, Act
 
 MAX_INTERRUPTIONS = 5
 EXIT_CODES: dict[Act, int] = {"exit": EXIT_CODE, "kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +48,8 @@ def test_the_search_finds_what_it_is_for() -> None:
     assert trespasses("agent", "def f():\n    import agent_events.task.models") == ["agent_events.task.models"]
     assert trespasses("agent", "from agent_events.memory.events import MemoryExtractRequested") == []
     assert trespasses("agent", "from agent_events.agent.models import AgentChat") == []
+
+
+def test_no_test_declares_the_events_of_the_probe_service_in_its_own_process() -> None:
+    """They would be routes without a table to every test that runs beside it: see `tests.acceptance.probe.names`."""
+    assert "tests.acceptance.probe.events" not in sys.modules

@@ -15,8 +15,9 @@ from django.db import OperationalError, connections
 
 from outbox import Delivery
 from tests.acceptance.probe.brokers import hold
-from tests.acceptance.probe.events import EXIT_CODE, WAITING, Act, Misbehaving
+from tests.acceptance.probe.events import Misbehaving
 from tests.acceptance.probe.models import BusinessRow
+from tests.acceptance.probe.names import EXIT_CODE, WAITING, Act
 
 
 def misbehave(delivery: Delivery[Misbehaving]) -> None:

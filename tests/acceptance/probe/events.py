@@ -1,4 +1,4 @@
-"""The events of the `probe` service. Pure, so that the tests may import them without Django."""
+"""The events of the `probe` service. Its processes import this, tests do not: it would declare the events there too."""
 
 from __future__ import annotations
 
@@ -7,15 +7,9 @@ from typing import Literal
 import msgspec
 
 from outbox import OnDead, event
+from tests.acceptance.probe.names import Act
 
 Verdict = Literal["ok", "poison", "discard", "retry"]
-Act = Literal[
-    "exit", "kill", "segfault", "swallow", "receive", "loop", "big_statement", "lose_connection", "wait", "write_row"
-]
-EXIT_CODE = 3
-"""What a process ends with whose handler's act is ``exit``."""
-WAITING = "handler"
-"""The point at which a handler stays whose act is ``wait``; see ``tests.acceptance.probe.brokers``."""
 
 
 class ProbeEvent(msgspec.Struct, frozen=True, kw_only=True):
