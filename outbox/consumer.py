@@ -165,8 +165,8 @@ class Consumer:
                 wait = min(wait, pause)
             # The table broker gives again what is held: beyond that there is room for more.
             received = subscription.receive(max_records=room + len(self._held), timeout=wait)
-            known = set(map(_place, self._in_hand))
-            self._in_hand += [each for each in received if each not in self._held and _place(each) not in known]
+            known = {each.place for each in self._in_hand}
+            self._in_hand += [each for each in received if each not in self._held and each.place not in known]
         if self._held and (gone := self._held.forget(subscription.assignments)):
             subscription.hand_back(gone)
 
@@ -200,7 +200,3 @@ class Consumer:
     def _close(self) -> None:
         self._unsubscribe()
         self._heartbeat.close()
-
-
-def _place(record: IncomingRecord) -> tuple[str, int, int]:
-    return record.topic, record.partition, record.offset

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from operator import attrgetter
 from time import monotonic
 from typing import Final, NoReturn
 
@@ -166,7 +167,7 @@ class BatchHandling:
     ) -> list[Portion]:
         together: list[IncomingRecord] = []
         suspects: list[Portion] = []
-        for record in sorted(records, key=_place):
+        for record in sorted(records, key=attrgetter("place")):
             if is_suspect(record):
                 suspects.append(Portion([record], Way.SUSPECT))
             else:
@@ -298,7 +299,3 @@ def _known(row: Locked | None) -> Locked:
 
 def _row_of(call: CallFailedError, current: BatchTransaction) -> Locked:
     return next(row for row in current.live if row.id == call.deliveries[0].outbox_id)
-
-
-def _place(record: IncomingRecord) -> tuple[int, int]:
-    return record.partition, record.offset

@@ -46,7 +46,7 @@ class HeldRecords:
         return len(self._held)
 
     def __contains__(self, record: IncomingRecord) -> bool:
-        return _place(record) in self._held
+        return record.place in self._held
 
     @property
     def is_full(self) -> bool:
@@ -54,7 +54,7 @@ class HeldRecords:
 
     def is_young(self, record: IncomingRecord) -> bool:
         """Say whether a record has been held for moments only, or not yet."""
-        held = self._held.get(_place(record))
+        held = self._held.get(record.place)
         return held is None or self._clock() - held.since < YOUNG_FOR.total_seconds()
 
     def due(self) -> list[IncomingRecord]:
@@ -75,9 +75,9 @@ class HeldRecords:
         What has been held for too long is let go, and is among what may be committed.
         """
         now = self._clock()
-        kept = {_place(record) for record in still}
+        kept = {record.place for record in still}
         for record in tried:
-            place = _place(record)
+            place = record.place
             if place in kept:
                 self._keep(record, now)
             else:
@@ -89,17 +89,17 @@ class HeldRecords:
         """Drop what is of partitions that went to others; return the records that will not be finished here."""
         gone = [held.record for held in self._held.values() if held.record.partition not in assignments]
         for record in gone:
-            del self._held[_place(record)]
+            del self._held[record.place]
         for partition in [each for each in self._done if each not in assignments]:
             gone += self._done.pop(partition)
         return gone
 
     def _keep(self, record: IncomingRecord, now: float) -> None:
-        held = self._held.get(_place(record))
+        held = self._held.get(record.place)
         if held is None:
-            self._held[_place(record)] = _Held(record, now, _FIRST_PAUSE_S, now + _FIRST_PAUSE_S)
+            self._held[record.place] = _Held(record, now, _FIRST_PAUSE_S, now + _FIRST_PAUSE_S)
         elif now - held.since >= HOLD_FOR.total_seconds():
-            del self._held[_place(record)]
+            del self._held[record.place]
             self._done.setdefault(record.partition, []).append(record)
         else:
             held.pause_s = min(held.pause_s * 2, _LONGEST_PAUSE_S)
@@ -123,7 +123,3 @@ class HeldRecords:
                 ready.append(last_before.pop(0))
             self._done[partition] = list(last_before.values())
         return ready
-
-
-def _place(record: IncomingRecord) -> _Place:
-    return record.topic, record.partition, record.offset

@@ -241,7 +241,10 @@ class _Service:
             pass
         came = False
         while records := self._subscription.receive(max_records=_BATCH, timeout=_AT_ONCE):
-            self.consumer.handle(records)
+            if left := self.consumer.handle(records):
+                raise DrainError(
+                    f"{len(left)} events came to no end: another connection has locked them, or see the log"
+                )
             self._subscription.commit(records)
             came = True
         return came

@@ -46,6 +46,11 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     """The headers, or what reads them: hardly anybody asks."""
 
     @property
+    def place(self) -> tuple[str, int, int]:
+        """Return where it was: topic, partition and offset."""
+        return self.topic, self.partition, self.offset
+
+    @property
     def headers(self) -> Headers:
         """Return the headers in their order; a name may come twice."""
         return self.header_source() if callable(self.header_source) else self.header_source
