@@ -45,6 +45,18 @@ class Guards:
     excuses_lost_locks: bool = True
     """A transaction that lost its locks costs no attempt."""
     redelivers: bool = True
+    announces: bool = True
+    """That a suspect event is at work is written down before its handler is called."""
+    tries_as_announced: bool = True
+    """It is called only as long as its row is as it was written down."""
+    forgets_interruptions: bool = True
+    """Any orderly end of an event sets its interruptions back to 0."""
+    withdraws: bool = True
+    """What was written down is taken back after an outage."""
+    notes_seen_interruptions: bool = True
+    """What became of an event is noted only on a row that has as many interruptions as the consumer saw."""
+    suspects_partitions: bool = True
+    """Who takes a partition over from a worker that ended does its next records one by one."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,12 @@ class Case:
     unreadable: frozenset[int] = frozenset()
     refused: frozenset[int] = frozenset()
     """Rows whose record the broker refuses."""
+    killers: frozenset[int] = frozenset()
+    """Rows whose handler always ends its process."""
+    max_interruptions: int = 0
+    """So many in a row make an event dead; 0: they are left out of the case."""
+    most_kills: int = 0
+    """Take more processes that one killer ends for a breach."""
     parks: bool = False
     """A death holds back its key until the operator decides."""
     replays: bool = False

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
-from typing import Final
-
-import msgspec
 
 from outbox import lifecycle
-from outbox.exceptions import UnreadableError
-from outbox.handlers import Delivery, Handler
-from outbox.lifecycle import UNFINISHED, Status
-from outbox.planning import Plan, Readable, make_plan, waits_until
-from outbox.rows import Blocker, Locked
 from tests.model.case import Case
+from tests.model.deciding import plan_of
 from tests.model.state import (
+    Announced,
     Blame,
     Consumer,
     Kind,
-    Row,
     State,
     Step,
     Transaction,
+    next_portion,
     put_back,
     with_consumer,
     with_row,
     without,
 )
-
-NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
-SHORTEST, LONGEST, BACK_OFF = timedelta(milliseconds=200), timedelta(seconds=60), timedelta(hours=1)
+from tests.model.suspects import announce, announced_by, count_end, end_process, set_aside, try_announced, withdraw
 
 
 def consumer_steps(case: Case, state: State, place: int, locked: int) -> Iterator[Step]:
@@ -41,6 +32,9 @@ def consumer_steps(case: Case, state: State, place: int, locked: int) -> Iterato
     elif isinstance(consumer.open, Blame):
         if not locked >> consumer.open.row & 1:
             yield from _note(case, state, place, consumer.open)
+    elif isinstance(consumer.open, Announced):
+        if not locked >> consumer.open.row & 1:
+            yield withdraw(case, state, place) if consumer.open.is_over else try_announced(case, state, place)
     elif consumer.todo:
         yield from _begin(case, state, place, locked)
     elif consumer.in_hand:
@@ -54,18 +48,20 @@ def consumer_steps(case: Case, state: State, place: int, locked: int) -> Iterato
 def _disturb(case: Case, state: State, place: int) -> Iterator[Step]:
     consumer = state.consumers[place]
     if consumer.in_hand:
-        after = with_consumer(state, place, Consumer(consumer.owned))
-        yield from case.fault(("consumer", place, "crashes"), after)
-        again = _again(consumer)
+        yield from case.fault(("consumer", place, "crashes"), end_process(case, state, place))
+        again = _again(case, state, place)
         if again != consumer:
             yield from case.fault(("an outage for consumer", place), with_consumer(state, place, again))
     for partition in range(case.partitions if case.consumers > 1 else 0):
         bit = 1 << partition
         if consumer.owned & bit:
-            lost = consumer._replace(owned=consumer.owned ^ bit, current=consumer.current & ~bit)
+            lost = consumer._replace(
+                owned=consumer.owned ^ bit, current=consumer.current & ~bit, suspect=consumer.suspect & ~bit
+            )
             after = with_consumer(state, place, lost)
             other = state.consumers[1 - place]
-            after = with_consumer(after, 1 - place, other._replace(owned=other.owned | bit))
+            other = other._replace(owned=other.owned | bit, suspect=other.suspect | consumer.suspect & bit)
+            after = with_consumer(after, 1 - place, other)
             yield from case.fault(("consumer", place, "loses partition", partition), after)
 
 
@@ -79,7 +75,9 @@ def _receive(case: Case, state: State, place: int) -> Iterator[Step]:
     if not records:
         return
     current = sum(1 << partition for partition, found in enumerate(in_hand) if found)
-    received = consumer._replace(in_hand=in_hand, current=current, todo=(records,))
+    together = sum((found for each, found in enumerate(in_hand) if not consumer.suspect >> each & 1), ())
+    alone = [(i,) for each, found in enumerate(in_hand) if consumer.suspect >> each & 1 for i in found]
+    received = consumer._replace(in_hand=in_hand, current=current, todo=(*alone, *([together] if together else [])))
     after = with_consumer(state, place, received)
     if not case.guards.commits_after_database:
         after = with_consumer(_commit_offsets(case, after, place), place, received._replace(current=0))
@@ -93,13 +91,20 @@ def _commit_offsets(case: Case, state: State, place: int) -> State:
         records[len(consumer.in_hand[partition]) :] if consumer.current >> partition & 1 else records
         for partition, records in enumerate(state.topic)
     )
-    return with_consumer(state._replace(topic=topic), place, Consumer(consumer.owned))
+    passed = sum(1 << each for each, found in enumerate(consumer.in_hand) if found) & consumer.current
+    after = Consumer(consumer.owned, suspect=consumer.suspect & ~passed)
+    return with_consumer(state._replace(topic=topic), place, after)
 
 
 def _begin(case: Case, state: State, place: int, locked: int) -> Iterator[Step]:
     consumer = state.consumers[place]
     records = consumer.todo[0]
-    transaction = _transaction(case, state.rows, records)
+    if case.max_interruptions:
+        step = set_aside(case, state, place, locked) or announce(case, state, place, locked)
+        if step is not None:
+            yield step
+            return
+    transaction = plan_of(case, state.rows, records)
     if transaction.locked & locked:
         return  # waits until the other one has ended
     if transaction.deliver or transaction.bury or transaction.wait:
@@ -107,23 +112,29 @@ def _begin(case: Case, state: State, place: int, locked: int) -> Iterator[Step]:
         does = ("locks", records, "to handle", transaction.deliver)
         yield Step(Kind.SYSTEM, ("consumer", place, *does), with_consumer(state, place, after))
     else:
-        after = _next(consumer)
+        after = next_portion(consumer)
         yield Step(Kind.SYSTEM, ("consumer", place, "drops", records), with_consumer(state, place, after))
 
 
 def _end(case: Case, state: State, place: int, transaction: Transaction) -> Iterator[Step]:
     consumer = state.consumers[place]
     live = (*transaction.deliver, *transaction.wait, *(i for i, _ in transaction.bury))
+    killer = next((i for i in transaction.deliver if i in case.killers and not state.rows[i].mended), None)
+    if killer is not None:
+        row = state.rows[killer]
+        after = end_process(case, with_row(state, killer, row._replace(kills=row.kills + 1)), place)
+        yield Step(Kind.SYSTEM, ("consumer", place, "is ended by the handler of", killer), after)
+        return
     sources = lifecycle.CONSUME.sources
     if case.guards.counts_consumed and any(state.rows[i].status not in sources for i in transaction.deliver):
         after = _fail(case, state, place, state.rows[live[0]].attempts, live[0])
         yield Step(Kind.SYSTEM, ("consumer", place, "finds that rows changed"), after)
     else:
         done, breach = _apply(case, state, transaction)
-        after = with_consumer(done, place, _next(consumer))
+        after = with_consumer(done, place, next_portion(consumer))
         yield Step(Kind.SYSTEM, ("consumer", place, "commits"), after, breach)
         if case.may_fail(state):
-            after = with_consumer(done, place, _again(consumer))
+            after = with_consumer(done, place, _again(case, state, place))
             yield from case.fault(("consumer", place, "commits and does not learn it"), after, breach)
         if not case.guards.is_atomic:
             after = with_consumer(state._replace(effects=done.effects), place, Consumer(consumer.owned))
@@ -134,6 +145,9 @@ def _end(case: Case, state: State, place: int, transaction: Transaction) -> Iter
     if case.may_fail(state):
         seen = None if case.guards.excuses_lost_locks else state.rows[live[0]].attempts
         yield from case.fault(("consumer", place, "loses its locks"), _fail(case, state, place, seen, live[0]))
+        if case.max_interruptions:
+            after = _lose_connection(case, state, place, live[0])
+            yield from case.fault(("consumer", place, "loses its connection, and nobody else does"), after)
 
 
 def _apply(case: Case, state: State, transaction: Transaction) -> tuple[State, str]:
@@ -141,9 +155,11 @@ def _apply(case: Case, state: State, transaction: Transaction) -> tuple[State, s
     rows, effects, breach = list(state.rows), state.effects, ""
     moved = 0
     for i in transaction.wait:
-        rows[i] = case.move(rows[i], lifecycle.WAIT, due=False)
+        rows[i] = case.move(rows[i], lifecycle.WAIT, due=False, **_forgets(case))
         moved |= 1 << i
     for i, parks in transaction.bury:
+        if i not in case.unreadable and case.consumers == 1 and rows[i].ends < case.max_interruptions:
+            breach = f"row {i} died of {rows[i].interruptions} interruptions and was truly at work at {rows[i].ends}"
         rows[i] = case.move(rows[i], lifecycle.BURY, due=True, parks=parks)
         moved |= 1 << i
     for i in transaction.deliver:
@@ -153,7 +169,7 @@ def _apply(case: Case, state: State, transaction: Transaction) -> tuple[State, s
             if case.keys[j] == case.keys[i] and not (effects | transaction.excused) >> j & 1:
                 breach = f"the effect of {i} before that of {j}"
         effects |= 1 << i
-        rows[i] = case.move(rows[i], lifecycle.CONSUME, due=True, attempts=0)
+        rows[i] = case.move(rows[i], lifecycle.CONSUME, due=True, attempts=0, **_forgets(case))
     return put_back(state._replace(rows=tuple(rows), effects=effects), moved), breach
 
 
@@ -161,7 +177,9 @@ def _fail(case: Case, state: State, place: int, attempts: int | None, row: int) 
     consumer = state.consumers[place]
     records = consumer.todo[0]
     if len(records) == 1:
-        return with_consumer(state, place, consumer._replace(open=Blame(row, attempts)))
+        is_announced = isinstance(consumer.open, Transaction) and consumer.open.is_announced
+        blame = Blame(row, attempts, interruptions=state.rows[row].interruptions, is_announced=is_announced)
+        return with_consumer(state, place, consumer._replace(open=blame))
     middle = len(records) // 2
     todo = (records[:middle], records[middle:], *consumer.todo[1:])
     return with_consumer(state, place, consumer._replace(open=(), todo=todo))
@@ -169,11 +187,22 @@ def _fail(case: Case, state: State, place: int, attempts: int | None, row: int) 
 
 def _note(case: Case, state: State, place: int, blame: Blame) -> Iterator[Step]:
     """Write down what happened to an event that failed alone."""
-    i, seen, is_stale = blame
+    i, seen = blame.row, blame.attempts
     row = state.rows[i]
-    is_known = not (is_stale and case.guards.notes_seen_replay)
-    if seen is None:
-        what, moved = "has wait", case.move(row, lifecycle.WAIT, due=False)
+    is_known = not (blame.is_stale and case.guards.notes_seen_replay)
+    if row.interruptions != blame.interruptions and case.guards.notes_seen_interruptions:
+        is_known = False
+    if blame.is_interruption:
+        what, moved = "counts an interruption of", row
+        if is_known and row.attempts == seen:
+            count = row.interruptions + 1
+            if count >= case.max_interruptions:
+                moved = case.move(row, lifecycle.BURY, due=True, parks=case.parks)
+            else:
+                moved = case.move(row, lifecycle.INTERRUPT, due=False)
+            moved = moved if moved is row else moved._replace(interruptions=count, ends=row.ends + 1)
+    elif seen is None:
+        what, moved = "has wait", case.move(row, lifecycle.WAIT, due=False, **_forgets(case))
     elif seen + 1 >= case.max_attempts:
         what, moved = "buries", row
         if is_known and (row.attempts == seen or not case.guards.buries_seen_attempt):
@@ -181,95 +210,35 @@ def _note(case: Case, state: State, place: int, blame: Blame) -> Iterator[Step]:
     else:
         what, moved = "has come again", row
         if is_known and (row.attempts == seen or not case.guards.notes_seen_attempt):
-            moved = case.move(row, lifecycle.RETRY, due=False, attempts=row.attempts + 1)
-    after = with_consumer(with_row(state, i, moved), place, _next(state.consumers[place]))
+            moved = case.move(row, lifecycle.RETRY, due=False, attempts=row.attempts + 1, **_forgets(case))
+    after = with_consumer(with_row(state, i, moved), place, next_portion(state.consumers[place]))
     yield Step(Kind.SYSTEM, ("consumer", place, what, i), after if moved is row else put_back(after, 1 << i))
 
 
-# --- what it decides, by the project's own rules -----------------------------------------------------------------
+def _lose_connection(case: Case, state: State, place: int, row: int) -> State:
+    announced = announced_by(state, place)
+    if announced is not None:  # it is counted already
+        return with_consumer(count_end(state, announced), place, next_portion(state.consumers[place]))
+    after = _fail(case, state, place, state.rows[row].attempts, row)
+    consumer = after.consumers[place]
+    if isinstance(consumer.open, Blame):
+        after = with_consumer(after, place, consumer._replace(open=consumer.open._replace(is_interruption=True)))
+    return after
 
 
-def _transaction(case: Case, rows: tuple[Row, ...], records: tuple[int, ...]) -> Transaction:
-    known = case.transactions.get((rows, records))
-    if known is None:
-        known = case.transactions[rows, records] = _look(case, rows, sorted(set(records)))
-    return known
+def _forgets(case: Case) -> dict[str, int]:
+    """Return what becomes of the interruptions of a row that came to an orderly end."""
+    return {"interruptions": 0, "ends": 0} if case.guards.forgets_interruptions else {"ends": 0}
 
 
-def _look(case: Case, rows: tuple[Row, ...], ids: list[int]) -> Transaction:
-    live = [i for i in ids if _is_live(case, rows[i])]
-    blockers = _blockers(case, rows, live) if case.guards.waits_for_predecessor else {}
-    locked = [_locked(case, i, rows[i]) for i in live]
-    plan = make_plan(locked, blockers, read=lambda row: _read(case, row), parks_key=lambda _event_type: case.parks)
-    _check_pauses(plan)
-    excused = 0
-    for i, row in enumerate(rows):
-        if row.status is None or (row.status is Status.DEAD and not row.parks):
-            excused |= 1 << i
-    return Transaction(
-        locked=sum(1 << i for i in ids),
-        deliver=tuple(readable.delivery.outbox_id for readable in plan.deliver),
-        bury=tuple((burial.row.id, burial.parks_key) for burial in plan.bury),
-        wait=tuple(row.id for row, _ in plan.wait),
-        excused=excused,
-    )
-
-
-def _is_live(case: Case, row: Row) -> bool:
-    if not case.guards.looks_at_status:
-        return True
-    return row.status in UNFINISHED and (row.due or row.status is Status.PUBLISHED)
-
-
-def _blockers(case: Case, rows: tuple[Row, ...], live: list[int]) -> dict[str, Blocker]:
-    """Return the oldest unfinished row of each key before the last of ``live``, and not one of them."""
-    blockers: dict[str, Blocker] = {}
-    for i in range(max(live, default=0)):
-        row, key = rows[i], case.keys[i]
-        holds = row.status in UNFINISHED or (row.status is Status.DEAD and row.parks)
-        if row.status is Status.DEAD and not case.guards.waits_for_parked:
-            holds = False
-        if holds and i not in live and key not in blockers and key in {case.keys[j] for j in live}:
-            pauses = row.status is Status.PENDING and not row.due
-            blockers[key] = Blocker(i, NOW + BACK_OFF if pauses else None, timedelta(0))
-    return blockers
-
-
-def _locked(case: Case, i: int, row: Row) -> Locked:
-    status = row.status or Status.PENDING
-    return Locked(i, "event", case.keys[i], status, row.attempts, 0, case.max_attempts, row.due, "", "{}", 2)
-
-
-def _read(case: Case, row: Locked) -> Readable:
-    if row.id in case.unreadable:
-        raise UnreadableError("it cannot be read")
-    delivery = Delivery(row.id, str(row.id), row.event_type, "v1", row.message_key, "", _PAYLOAD, 1, "default")
-    return Readable(delivery, _HANDLER)
-
-
-class _Nothing(msgspec.Struct):
-    """A payload."""
-
-
-_PAYLOAD: Final = _Nothing()
-_HANDLER: Final = Handler(lambda _delivery: None, batch=False)
-
-
-def _check_pauses(plan: Plan) -> None:
-    """Make sure of what ``due=False`` stands for: what waits is due later than now, and later than any claim."""
-    for _, blocker in plan.wait:
-        until = waits_until(blocker, now=NOW, shortest=SHORTEST, longest=LONGEST)
-        if until <= NOW:
-            raise AssertionError(f"an event that waits for {blocker} is due again at once")
-
-
-def _again(consumer: Consumer) -> Consumer:
-    """Have the batch in hand done again from its beginning."""
-    return consumer._replace(todo=(sum(consumer.in_hand, ()),), open=())
-
-
-def _next(consumer: Consumer) -> Consumer:
-    return consumer._replace(todo=consumer.todo[1:], open=())
+def _again(case: Case, state: State, place: int) -> Consumer:
+    """Have the batch in hand done again from its beginning, once what was announced is taken back."""
+    consumer = state.consumers[place]
+    announced = announced_by(state, place) if case.guards.withdraws else None
+    todo = (sum(consumer.in_hand, ()),)
+    if consumer.suspect:
+        todo = tuple((i,) for i in todo[0])
+    return consumer._replace(todo=todo, open=announced._replace(is_over=True) if announced else ())
 
 
 def consumer_without(consumer: Consumer, done: int) -> Consumer:
@@ -278,7 +247,7 @@ def consumer_without(consumer: Consumer, done: int) -> Consumer:
         return consumer
     in_hand = tuple(without(records, done) for records in consumer.in_hand)
     if not any(in_hand):
-        return Consumer(consumer.owned)
+        return Consumer(consumer.owned, suspect=consumer.suspect)
     todo = tuple(left for records in consumer.todo if (left := without(records, done)))
-    is_open = consumer.open and not (isinstance(consumer.open, Blame) and done >> consumer.open.row & 1)
-    return Consumer(consumer.owned, in_hand, consumer.current, todo, consumer.open if is_open else ())
+    is_open = consumer.open and not (isinstance(consumer.open, Blame | Announced) and done >> consumer.open.row & 1)
+    return Consumer(consumer.owned, in_hand, consumer.current, todo, consumer.open if is_open else (), consumer.suspect)

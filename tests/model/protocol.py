@@ -20,6 +20,10 @@ What stands for what
                changed by nobody else. What fails together is done again in halves; the note on one that failed alone
                is a step of its own, with no lock held in between. A partition can be lost at any moment unnoticed;
                the offsets of what is in hand are passed over from then on.
+    Suspects   An interruption is a column of the row. A consumer that ends is at once replaced by one that suspects its
+               partitions until it has passed the next records of each. To announce and to try are steps of their own:
+               who sleeps in between may be taken for one that ended, so that a death is exactly deserved only where
+               there is one consumer.
     Workers    Those of one role are alike, so their order in a state means nothing: a number in a trace is a place.
 
 Bounds
@@ -126,7 +130,14 @@ class Protocol(Case):
                 return f"row {i} lost an attempt though its handler never failed"
             if row.attempts > self.max_attempts:
                 return f"row {i} has more attempts than it may have"
+            if row.interruptions > self.max_interruptions and row.status is not Status.DEAD:
+                return f"row {i} has more interruptions than it may have"
+            if row.kills > self.most_kills:
+                return f"row {i} has ended more processes than it may"
+            if row.ends and self.faults == 0 and i not in self.killers:
+                return f"row {i} was at work when the handler of another ended the process"
             dies_at_once = i in self.unreadable | self.refused and not row.mended
+            dies_at_once = dies_at_once or 0 < self.max_interruptions <= row.interruptions
             is_early = row.status is Status.DEAD and row.attempts < self.max_attempts
             if is_early and self.expects_all_attempts and not dies_at_once:
                 return f"row {i} died before its last attempt"
@@ -153,6 +164,7 @@ class Protocol(Case):
                     yield from self.fault(("a relay redelivers early", i), moved, kind=Kind.EARLY)
             elif row.status is Status.DEAD and self.replays:
                 again = self.move(row, lifecycle.REPLAY, due=True, attempts=0, parks=False, mended=self.mends)
+                again = again._replace(interruptions=0, ends=0)
                 yield Step(Kind.OPERATOR, ("replay", i), replayed(self._wake(state, i, again, locked), i))
                 if row.parks:
                     given_up = self.move(row, lifecycle.GIVE_UP, parks=False)

@@ -131,4 +131,6 @@ def _line(label: tuple[Any, ...], state: State) -> str:
 
 def _word(row: Row) -> str:
     pause = "" if row.due else " (pause)"
-    return f"{row.status or 'uncommitted'}{pause}{f' after {row.attempts}' if row.attempts else ''}"
+    attempts = f" after {row.attempts}" if row.attempts else ""
+    interruptions = f" interrupted {row.interruptions}" if row.interruptions else ""
+    return f"{row.status or 'uncommitted'}{pause}{attempts}{interruptions}"

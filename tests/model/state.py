@@ -26,6 +26,11 @@ class Row(NamedTuple):
     attempts: int = 0
     parks: bool = False
     mended: bool = False
+    interruptions: int = 0
+    ends: int = 0
+    """How often in a row a process or connection truly ended while the event was at work alone: not in the table."""
+    kills: int = 0
+    """How many processes its handler has ended: not in the table."""
 
 
 class Lease(enum.IntEnum):
@@ -59,6 +64,20 @@ class Transaction(NamedTuple):
     wait: tuple[int, ...]
     excused: int
     """Rows that nobody could wait for when it looked: not committed, or dead and letting their key go on."""
+    is_announced: bool = False
+    """It is the try that was written down before."""
+
+
+class Announced(NamedTuple):
+    """An event of which it was written down that it is at work, with the counts that were written."""
+
+    row: int
+    attempts: int
+    interruptions: int
+    is_stale: bool = False
+    """A person replayed the row since."""
+    is_over: bool = False
+    """Its try came to no end by an outage: it is to be taken back."""
 
 
 class Blame(NamedTuple):
@@ -68,6 +87,11 @@ class Blame(NamedTuple):
     attempts: int | None
     is_stale: bool = False
     """A person replayed the row since."""
+    interruptions: int = 0
+    is_announced: bool = False
+    """It was the try that was written down before."""
+    is_interruption: bool = False
+    """Its connection was lost, and others of the database were not."""
 
 
 class Consumer(NamedTuple):
@@ -80,7 +104,9 @@ class Consumer(NamedTuple):
     """Partitions whose records in hand it may still commit."""
     todo: tuple[tuple[int, ...], ...] = ()
     open: tuple[Any, ...] = ()
-    """A ``Transaction``, a ``Blame``, or nothing."""
+    """A ``Transaction``, an ``Announced``, a ``Blame``, or nothing."""
+    suspect: int = 0
+    """Partitions that came from a worker that ended: their next records are done one by one, each announced."""
 
 
 class State(NamedTuple):
@@ -129,7 +155,7 @@ def replayed(state: State, i: int) -> State:
     """Make what consumers are about to note of a row stale: the count of its replays is another one."""
     consumers = tuple(
         consumer._replace(open=consumer.open._replace(is_stale=True))
-        if isinstance(consumer.open, Blame) and consumer.open.row == i
+        if isinstance(consumer.open, Blame | Announced) and consumer.open.row == i
         else consumer
         for consumer in state.consumers
     )
@@ -152,3 +178,8 @@ def with_consumer(state: State, place: int, consumer: Consumer) -> State:
     """Put ``consumer`` in its place."""
     rows, effects, topic, relays, consumers, faults = state
     return State(rows, effects, topic, relays, (*consumers[:place], consumer, *consumers[place + 1 :]), faults)
+
+
+def next_portion(consumer: Consumer) -> Consumer:
+    """Go on to what a consumer does next."""
+    return consumer._replace(todo=consumer.todo[1:], open=())

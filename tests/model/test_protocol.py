@@ -30,6 +30,11 @@ def everything(keys: str, **more: Any) -> Protocol:
     return Protocol(keys, relays=2, consumers=2, lag=2, forgets_done=True, **more)
 
 
+def killer(keys: str, **more: Any) -> Protocol:
+    """Return a case whose first event ends every process that handles it; it is dead after two in a row."""
+    return Protocol(keys, forgets_done=True, killers=FIRST, max_interruptions=2, **more)
+
+
 REAL: Final = {
     # Three events of two keys, two relays, two consumers.
     "two faults": everything("aab", faults=2),
@@ -69,6 +74,30 @@ REAL: Final = {
         replays=True,
         mends=True,
     ),
+    # Interruptions: one event ends whatever process handles it, or an innocent one is at work when a process ends.
+    "no faults, a killer before others": killer("aab", lag=2, faults=0, most_kills=3),
+    "a fault, a killer before others": killer("aab", lag=2, faults=1, most_kills=6),
+    "a fault, a killer, two consumers": killer("ab", consumers=2, lag=2, faults=1, most_kills=6),
+    "a fault, a killer and an event that fails": killer("ab", lag=1, faults=1, most_kills=6, poison=frozenset({1})),
+    "no faults, a killer parks its key": killer(
+        "aab", lag=1, faults=0, most_kills=3, parks=True, replays=True, mends=True
+    ),
+    "a fault, a killer is mended": killer("ab", lag=1, faults=1, most_kills=6, replays=True, mends=True),
+    "any faults, an event at work alone": Protocol("aa", lag=1, forgets_done=True, poison=FIRST, max_interruptions=2),
+    "three faults, an event at work alone, two consumers": Protocol(
+        "a", consumers=2, lag=1, faults=3, forgets_done=True, poison=FIRST, max_interruptions=2
+    ),
+    "two faults, an event at work alone is replayed": Protocol(
+        "a",
+        consumers=2,
+        lag=1,
+        faults=2,
+        forgets_done=True,
+        poison=FIRST,
+        replays=True,
+        mends=True,
+        max_interruptions=2,
+    ),
     # Records of finished rows are kept here; the cases above leave them out.
     "any faults, two consumers, all records": Protocol("a", consumers=2, lag=2, poison=FIRST),
     "any faults, two relays, all records": Protocol("a", relays=2, lag=2, poison=FIRST),
@@ -89,6 +118,9 @@ def test_every_reachable_state_keeps_the_promises(case: Protocol) -> None:
 
 ONE: Final = Protocol("a", consumers=2, lag=2, faults=2, poison=FIRST)
 TWO: Final = Protocol("aa", lag=2, poison=FIRST)
+
+KILLER: Final = killer("ab", lag=2, faults=0, most_kills=3)
+ALONE: Final = Protocol("a", lag=1, faults=3, forgets_done=True, poison=FIRST, max_interruptions=2)
 
 NEEDED: Final = {
     "predecessors": (TWO, Guards(waits_for_predecessor=False), "the effect of 1 before that of 0"),
@@ -113,6 +145,11 @@ NEEDED: Final = {
     "marks as claimed": (ONE, Guards(redelivers=False, marks_as_claimed=False), "no way from here"),
     "marks behind the answer": (ONE, Guards(redelivers=False, marks_after_answer=False), "no way from here"),
     "offsets behind the database": (ONE, Guards(redelivers=False, commits_after_database=False), "no way from here"),
+    # A killer ends one process before anybody suspects it, then as many as make it dead.
+    "announcements": (KILLER, Guards(announces=False), "row 0 has ended more processes than it may"),
+    "suspicion": (KILLER, Guards(suspects_partitions=False), "row 0 has ended more processes than it may"),
+    "orderly ends": (ALONE, Guards(forgets_interruptions=False), "row 0 died of 2 interruptions"),
+    "outages of suspect events": (ALONE, Guards(withdraws=False), "row 0 died of 2 interruptions"),
     # Nothing but the memory keeps a relay from sending again what a consumer holds.
     "memory of unmarked rows": (
         Protocol("aab", faults=0, expects_single_records=True),
@@ -142,6 +179,10 @@ SPARED: Final = {
     "offsets behind the database": (ONE, Guards(commits_after_database=False)),
     # As long as the topic keeps its records, everything that is published comes to a consumer.
     "redelivery": (ONE, Guards(redelivers=False)),
+    # What was announced is tried under the lock of its row, whose status is looked at; and what is noted of an attempt
+    # looks at its number.
+    "tries as announced": (replace(ALONE, consumers=2), Guards(tries_as_announced=False)),
+    "interruptions as seen": (replace(ALONE, consumers=2), Guards(notes_seen_interruptions=False)),
     # Costs duplicates only.
     "memory of unmarked rows": (ONE, Guards(remembers_unmarked=False)),
 }
