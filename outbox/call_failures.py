@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.db.transaction import TransactionManagementError
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.database_errors import ErrorKind, classify, is_lock_wait, kind_of
@@ -56,10 +55,6 @@ def call_failure(
         return CallFailedError(deliveries, watch.fatal, kind_of(watch.fatal, connection.alias), is_lock_wait=False)
     if connection.closed_in_transaction and isinstance(error, (DatabaseError, InterfaceError)):
         error = ClosedConnectionError()  # what it comes from looks like an outage, and is none
-    if isinstance(error, TransactionManagementError) and error.__cause__ is not None:
-        # What the handler swallowed is told, and counts; not that it went on afterwards.
-        undone = UndoneEffectsError.swallowed(error.__cause__)
-        undone.__cause__, error = error, undone
     kind, behind = _kind_behind(error, connection, watch)
     # SQLite's lock is on the whole database: no event is in its way more than another.
     waited = behind is not None and connection.vendor != "sqlite" and is_lock_wait(behind, connection.vendor)
