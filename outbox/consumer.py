@@ -123,7 +123,8 @@ class Consumer:
 
     def handle(self, records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         """Bring every record to an end, without the broker's knowledge: see ``BatchHandling.handle``."""
-        return self._handling.handle(records, is_suspect=self._takeovers.is_suspect, is_young=self._held.is_young)
+        is_suspect = self._takeovers.is_suspect if self._takeovers.has_suspects else None
+        return self._handling.handle(records, is_suspect=is_suspect, is_young=self._held.is_young)
 
     def let_go(self) -> None:
         """Say that this process ends by no fault of what this consumer has at work; called on another thread.

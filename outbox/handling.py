@@ -32,7 +32,7 @@ from outbox.handlers import HandlerRegistry
 from outbox.heartbeat import NullHeartbeat, Witness
 from outbox.isolation import LockBudget
 from outbox.outcomes import ConsumerTotals, News, Outcome
-from outbox.portions import Portion, Way, each_alone, halves
+from outbox.portions import Portion, Way, each_alone, halves, whole
 from outbox.reading import RowReader
 from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
@@ -126,7 +126,7 @@ class BatchHandling:
         self,
         records: Sequence[IncomingRecord],
         *,
-        is_suspect: Callable[[IncomingRecord], bool] = lambda _record: False,
+        is_suspect: Callable[[IncomingRecord], bool] | None = None,
         is_young: Callable[[IncomingRecord], bool] = lambda _record: False,
     ) -> list[IncomingRecord]:
         """Bring every record to an end: consumed, deferred, dead or rejected; return those that nothing was done about.
@@ -163,16 +163,15 @@ class BatchHandling:
         return held
 
     def _first_portions(
-        self, records: Sequence[IncomingRecord], is_suspect: Callable[[IncomingRecord], bool]
+        self, records: Sequence[IncomingRecord], is_suspect: Callable[[IncomingRecord], bool] | None
     ) -> list[Portion]:
-        together: list[IncomingRecord] = []
-        suspects: list[Portion] = []
-        for record in sorted(records, key=attrgetter("place")):
-            if is_suspect(record):
-                suspects.append(Portion([record], Way.SUSPECT))
-            else:
-                together.append(record)
-        return [*suspects, *([Portion(together)] if together else [])]
+        ordered = sorted(records, key=attrgetter("partition", "offset"))
+        if is_suspect is None:
+            return whole(ordered)
+        suspects = [each for each in ordered if is_suspect(each)]
+        apart = set(map(id, suspects))
+        together = whole([each for each in ordered if id(each) not in apart])
+        return [*(Portion([each], Way.SUSPECT) for each in suspects), *together]
 
     # --- one portion ---------------------------------------------------------------------------------------------
 

@@ -165,7 +165,9 @@ class OutboxRepository:
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
         return [
-            Locked(*row[:7], bool(row[7]), row[8], row[9], row[10], row[11])  # type: ignore[call-arg]  # of a tuple
+            Locked(
+                row[0], row[1], row[2], row[3], row[4], row[5], row[6], bool(row[7]), row[8], row[9], row[10], row[11]
+            )
             for row in found
         ]
 

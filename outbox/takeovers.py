@@ -52,6 +52,11 @@ class Takeovers:
                     self._dead.setdefault(partition, set()).add(worker_id)
         self._assignments = dict(assignments)
 
+    @property
+    def has_suspects(self) -> bool:
+        """Say whether any record is suspect; hardly ever."""
+        return bool(self._suspects)
+
     def is_suspect(self, record: IncomingRecord) -> bool:
         """Say whether ``record`` may be the one that ended a worker."""
         return bool(self._suspects) and self._suspects.get(record.partition, 0) > 0

@@ -88,9 +88,9 @@ class PlanWriter:
         if self._repository.mark_consumed(ids) != len(ids):
             table = self._repository.route.table
             raise LostRowError(f"rows of {table} changed while they were locked: {ids[:10]}")
+        outcome.consumed.update(readable.delivery.event_type for readable in readables)
         for readable in readables:
             delivery = readable.delivery
-            outcome.consumed[delivery.event_type] += 1
             outcome.finished.setdefault(delivery.message_key, []).append(delivery.outbox_id)
 
     def wake(self, outcome: Outcome) -> None:
