@@ -10,7 +10,7 @@ from typing import Any
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.database_errors import ErrorKind, classify, is_lock_wait, kind_of
+from outbox.database_errors import ErrorKind, classify, is_lock_wait, is_usable, kind_of
 from outbox.exceptions import (
     ClosedConnectionError,
     FailedDeliveries,
@@ -84,12 +84,15 @@ def _kind_behind(
 
 def _kind_of_database_error(error: BaseException, connection: BaseDatabaseWrapper, watch: StatementWatch) -> ErrorKind:
     if any(each is error for each in watch.errors):
-        return kind_of(error, connection.alias)
+        kind = kind_of(error, connection.alias)
+        # MySQL calls a statement that ended its own connection interrupted.
+        is_gone = kind is ErrorKind.CONFLICT and connection.vendor == "mysql" and not is_usable(connection)
+        return ErrorKind.DISCONNECTED if is_gone else kind
     # Of another database, or of a driver's cursor that the watch does not see. A conflict costs nothing at first,
     # wherever it was; that a database is unavailable counts only where it is ours.
     if classify(error, connection.vendor) is ErrorKind.CONFLICT:
         return ErrorKind.CONFLICT
-    is_lost = connection.connection is not None and not connection.is_usable()
+    is_lost = connection.connection is not None and not is_usable(connection)
     return ErrorKind.DISCONNECTED if is_lost else ErrorKind.PERMANENT
 
 

@@ -51,7 +51,7 @@ def kind_of(error: BaseException, using: str) -> ErrorKind:
     known = classify(error, vendor)
     if known is not None:
         return known
-    if isinstance(error, (OperationalError, InterfaceError)) and not _is_usable(connection):
+    if isinstance(error, (OperationalError, InterfaceError)) and not is_usable(connection):
         is_refused = vendor in {"mysql", "mariadb"} and _mysql_code(error) in codes.MYSQL_REFUSED
         return ErrorKind.UNAVAILABLE if is_refused else ErrorKind.DISCONNECTED
     return ErrorKind.PERMANENT
@@ -199,5 +199,15 @@ def _vendor_of(connection: BaseDatabaseWrapper) -> str:
     return connection.vendor
 
 
-def _is_usable(connection: BaseDatabaseWrapper) -> bool:
-    return connection.connection is not None and connection.is_usable()
+_PG_ABORTED: Final = 3
+"""libpq's ``PQTRANS_INERROR``: the transaction is aborted, and its connection is there."""
+
+
+def is_usable(connection: BaseDatabaseWrapper) -> bool:
+    """Ask the database over ``connection`` whether it is there; an aborted transaction refuses to answer, and is."""
+    driver = connection.connection
+    if driver is None:
+        return False
+    if connection.vendor == "postgresql" and driver.info.transaction_status == _PG_ABORTED:
+        return not driver.closed
+    return connection.is_usable()

@@ -127,6 +127,8 @@ class _Slot:
         with self.mutex:
             for call in self.work.and_outer() if self.work is not None else ():
                 call.deadline += seconds
+                if call.late_since is not None:
+                    call.late_since += seconds
 
     def opened(self, database: BaseDatabaseWrapper) -> None:
         """Remember a connection of this thread."""
@@ -225,7 +227,9 @@ class Watchdog:
             if self._thread is None:
                 connection_created.connect(self._opened)
                 self._stop = threading.Event()
-                self._thread = threading.Thread(target=self._watch, args=[self._stop], name="watchdog", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._watch, args=[self._stop, time.monotonic()], name="watchdog", daemon=True
+                )
                 self._thread.start()
             self._local.slot = slot
         return slot
@@ -242,30 +246,31 @@ class Watchdog:
         late.__context__ = caught
         return late
 
-    def _watch(self, stop: threading.Event) -> None:
-        asleep_at = time.monotonic()
+    def _watch(self, stop: threading.Event, looked_at: float) -> None:
         while not stop.wait(self._tick_s):
-            late_s = time.monotonic() - asleep_at - self._tick_s
-            self._look(stood_still_s=late_s if late_s > _STOOD_STILL_S else 0.0)
-            asleep_at = time.monotonic()
+            # The process may stand still anywhere: what comes after these two lines goes by their moment.
+            before, looked_at = looked_at, time.monotonic()
+            now = self._clock()
+            late_s = looked_at - before - self._tick_s
+            self._look(now, stood_still_s=late_s if late_s > _STOOD_STILL_S else 0.0)
 
-    def _look(self, *, stood_still_s: float = 0.0) -> None:
+    def _look(self, now: float, *, stood_still_s: float) -> None:
         with self._mutex:
             slots = list(self._slots)
         for slot in slots:
             if stood_still_s:
                 slot.postpone(stood_still_s)
             try:
-                self._act(slot)
+                self._act(slot, now)
             except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
                 run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
 
-    def _act(self, slot: _Slot) -> None:
+    def _act(self, slot: _Slot, now: float) -> None:
         """Interrupt the call at work, or end the process, where it is time to."""
         if not slot.mutex.acquire(blocking=False):
             return  # it is ending just now
         try:
-            call, now = slot.work, self._clock()
+            call = slot.work
             if call is None or now < call.deadline:
                 return
             since = [each.late_since for each in call.and_outer() if each.late_since is not None]

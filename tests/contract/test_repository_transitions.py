@@ -34,6 +34,7 @@ APPLY: dict[lifecycle.Transition, Callable[[OutboxRepository, int], int]] = {
         stale(row_id), due_at=repository.now() + HOUR, failure=FAILURE
     ),
     lifecycle.WAIT: lambda repository, row_id: repository.wait([row_id], until=repository.now() + HOUR),
+    lifecycle.INTERRUPT: lambda repository, row_id: repository.interrupt(stale(row_id), due_at=repository.now() + HOUR),
     lifecycle.REDELIVER: _redeliver,
     lifecycle.BURY: lambda repository, row_id: repository.bury(row_id, failure=FAILURE, parks_key=False),
     lifecycle.REPLAY: lambda repository, row_id: repository.replay([row_id]),

@@ -59,11 +59,18 @@ def kill(alias: str) -> None:
     execute(alias, "SELECT 1")
 
 
+def kill_by_itself(alias: str) -> None:
+    """End the connection by a statement on it, which MySQL says was interrupted."""
+    execute(alias, "KILL CONNECTION_ID()")
+
+
 LOSSES = [
     ("mariadb", send_a_statement_that_is_too_large),
     ("mysql", send_a_statement_that_is_too_large),
     ("mariadb", kill),
     ("mysql", kill),
+    ("mariadb", kill_by_itself),
+    ("mysql", kill_by_itself),
     ("postgres", kill),
 ]
 losing = pytest.mark.parametrize(("database_alias", "lose"), LOSSES, indirect=["database_alias"])
