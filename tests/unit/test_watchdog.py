@@ -484,8 +484,8 @@ django.setup()
 from outbox.watchdog import Watchdog
 
 def work(_):
-    print("begun", flush=True)
     end = time.monotonic() + 8.0  # of which it is frozen for six
+    print("begun", flush=True)
     while time.monotonic() < end:
         time.sleep(0.01)
 
