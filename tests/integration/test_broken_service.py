@@ -216,7 +216,8 @@ def test_consumer_without_its_table_tries_again_and_ends_only_where_a_person_wai
             factories.consumer(alias, toys, subscribe=subscribing(Scripted(records))).run(stop, max_events=3)
 
         mending = MendingStop(bring_back, after=4)
-        factories.consumer(alias, toys, subscribe=subscribing(Ending(mending, records))).run(mending)
+        # A batch of three has no room for more, so it asks for more only when these are done.
+        factories.consumer(alias, toys, subscribe=subscribing(Ending(mending, records)), batch_size=3).run(mending)
 
     assert effect_ids(alias) == ids
     assert {get(alias, each).retry_count for each in ids} == {0}
@@ -231,10 +232,10 @@ def test_consumer_that_meets_a_bug_subscribes_again_and_ends_only_where_a_person
     consumer = factories.consumer(alias, toys, subscribe=subscribing(first, second))
     whole, bugs = consumer.handle, iter([AttributeError("a bug")])
 
-    def handle(received: Sequence[IncomingRecord]) -> None:
+    def handle(received: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         for bug in bugs:
             raise bug
-        whole(received)
+        return whole(received)
 
     consumer.handle = handle  # type: ignore[method-assign]
     consumer.run(stop)
