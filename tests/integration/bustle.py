@@ -46,6 +46,20 @@ class Event:
         return bool(self.dies) and self.event_type not in {PARKED, PARKED_BULK}
 
 
+class Beginnings:
+    """A witness of nothing, which is asked before each transaction and notes when that was."""
+
+    def __init__(self, began: Any) -> None:
+        self._began = began
+
+    def token(self) -> object | None:
+        self._began.at = time.monotonic()
+        return None
+
+    def lived_on(self, token: object | None) -> bool:
+        return False
+
+
 class Bustle:
     """Everybody at once, and what tells afterwards who overtook whom."""
 
@@ -148,10 +162,11 @@ class Bustle:
         )
 
     def new_consumer(self) -> Consumer:
-        consumer = factories.consumer(
+        return factories.consumer(
             self.alias,
             self.toys,
             broker=self.broker,
+            witness=Beginnings(self._began),
             clock=time.monotonic,
             retry_policy=lambda _type: RetryPolicy(base=timedelta(milliseconds=5), jitter=0.0),
             batch_size=20,
@@ -159,14 +174,6 @@ class Bustle:
             wait_min_ms=5,
             wait_max_seconds=0.1,
         )
-        in_one_transaction = consumer._handling._in_one_transaction
-
-        def timed(records: Any, **how: Any) -> Any:
-            self._began.at = time.monotonic()
-            return in_one_transaction(records, **how)
-
-        consumer._handling._in_one_transaction = timed  # type: ignore[method-assign]
-        return consumer
 
     def _note_handling(self, deliveries: Sequence[Delivery[Any]]) -> None:
         for delivery in deliveries:

@@ -243,15 +243,15 @@ def test_consumer_that_slept_leaves_a_row_alone_that_was_replayed_since(alias: s
     records = factories.records_of(alias, [row_id])
     toys.fail(row_id, Discard("not like this"))
     sleeper, other = factories.consumer(alias, toys), factories.consumer(alias, toys)
-    note_failure = sleeper._handling._note_failure
+    charge = sleeper._handling._settling.charge
 
     def note_late(row: Locked, error: Exception) -> None:
         other.handle(records)
         toys.mend(row_id)
         assert factories.repository().replay([row_id]) == 1
-        note_failure(row, error)
+        charge(row, error)
 
-    sleeper._handling._note_failure = note_late  # type: ignore[method-assign]
+    sleeper._handling._settling.charge = note_late  # type: ignore[method-assign]
     sleeper.handle(records)
 
     assert factories.get(alias, row_id).status == Status.PENDING
