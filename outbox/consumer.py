@@ -107,11 +107,11 @@ class Consumer:
         if self._switches.consumer_paused and not self._in_hand and not self._held:
             return False
         self._receive(limit)
+        self._look_at_assignments()
         batch = [*self._held.due(), *self._in_hand]
         if not batch:
             return False
         close_if_idle()
-        self._look_at_assignments()
         still = self.handle(batch)
         self._in_hand = []
         done = self._held.settle(batch, still)
@@ -178,6 +178,7 @@ class Consumer:
         """
         assignments = self._open().assignments
         if assignments != self._assignments:
+            close_if_idle()
             self._takeovers.look(assignments)
             self._heartbeat.hold(assignments.keys())
             self._assignments = dict(assignments)
