@@ -6,6 +6,8 @@ SHELL := bash
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+# How many processes run tests; 0 for one that can be debugged. They wait more than they work.
+PYTEST_WORKERS ?= 3
 BENCH_ARGS ?=
 LIMITS_ARGS ?=
 
@@ -46,11 +48,11 @@ services-down: python ## Stop the servers; their data stays
 test: venv ## Run the tests, on real servers: make test PYTEST_ARGS='-k retry -x'
 	@$(SERVICES) packages test
 	@$(SERVICES) up
-	@$(WITH_SERVICES) $(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(WITH_SERVICES) $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) $(PYTEST_ARGS)
 
 .PHONY: test-long
 test-long: ## Run the tests that make test leaves out: each takes more than two minutes or 1 GB, or is one of very many
-	@$(MAKE) test PYTEST_ARGS="-m long --timeout=3600 $(PYTEST_ARGS)"
+	@$(MAKE) test PYTEST_WORKERS=0 PYTEST_ARGS="-m long --timeout=3600 $(PYTEST_ARGS)"
 
 .PHONY: coverage
 coverage: ## Run the tests and say which lines none of them reached (tests that compute take half as long again)

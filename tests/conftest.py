@@ -7,8 +7,10 @@ Django is imported when a fixture needs it: some tests run without it.
 
 from __future__ import annotations
 
+import fcntl
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,7 +35,23 @@ REAL_NAMES: dict[str, str] = {}
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run what stops or restarts a shared server last."""
-    items.sort(key=lambda item: item.get_closest_marker("disruptive") is not None)
+    items.sort(key=_is_disruptive)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let a test that takes a server away run while no other test of this checkout is at work."""
+    with Path(__file__).open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if _is_disruptive(item) else fcntl.LOCK_SH)
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """Make what was logged fit for being sent between processes: half a surrogate pair cannot be."""
+    report: Any = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -145,6 +163,10 @@ def clock() -> ManualClock:
     from tests.toys import ManualClock
 
     return ManualClock()
+
+
+def _is_disruptive(item: pytest.Item) -> bool:
+    return item.get_closest_marker("disruptive") is not None
 
 
 def _create_toy_table(alias: str) -> None:

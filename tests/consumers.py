@@ -10,6 +10,7 @@ from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.consumer import Consumer
 from outbox.lifecycle import Status
 from tests.factories import records_of, rows
+from tests.waiting import wait_until
 
 
 def published(alias: str, count: int, **columns: Any) -> list[int]:
@@ -18,6 +19,17 @@ def published(alias: str, count: int, **columns: Any) -> list[int]:
 
 def deliver(alias: str, consumer: Consumer, row_ids: Sequence[int]) -> None:
     consumer.handle(records_of(alias, row_ids))
+
+
+def see_through(alias: str, consumer: Consumer, row_ids: Sequence[int]) -> None:
+    """Deliver, and again what is locked: a server takes a moment to see that a handler closed its connection."""
+    left = records_of(alias, row_ids)
+
+    def is_settled() -> bool:
+        left[:] = consumer.handle(left)
+        return not left
+
+    wait_until(is_settled, message="every row is released")
 
 
 class Scripted:

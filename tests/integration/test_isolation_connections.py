@@ -14,7 +14,7 @@ from outbox.heartbeat import Heartbeat
 from outbox.isolation import MAX_INTERRUPTIONS
 from outbox.leases import CONSUMER, Presence
 from tests import factories
-from tests.consumers import deliver, published
+from tests.consumers import published, see_through
 from tests.factories import TTL, database_now, get, make_due, statuses
 from tests.integration.misbehaving import execute
 from tests.toys import BULK, NOTE, SERVICE, Toys, effect_ids
@@ -93,7 +93,7 @@ def test_event_that_loses_the_connection_is_interrupted_alone_and_its_neighbours
     bad = ids[2]
     let_lose(toys, {bad}, lose)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert sorted(effect_ids(alias)) == [each for each in ids if each != bad]
     found = get(alias, bad)
@@ -114,10 +114,10 @@ def test_event_whose_connection_is_lost_several_times_in_a_row_is_dead_with_that
     let_lose(toys, {row_id}, kill)
 
     for count in range(1, MAX_INTERRUPTIONS + 1):
-        deliver(alias, consumer, [row_id])
+        see_through(alias, consumer, [row_id])
         assert (get(alias, row_id).status, get(alias, row_id).interruptions) == ("pending", count)
         make_due(alias)
-    deliver(alias, consumer, [row_id])
+    see_through(alias, consumer, [row_id])
 
     found = get(alias, row_id)
     assert (found.status, found.retry_count, found.error_class) == ("dead", 0, "TooManyInterruptionsError")
@@ -136,7 +136,7 @@ def test_orderly_end_forgets_interruptions(alias: str, toys: Toys, consumer: Con
     elif end == "died":
         toys.fail(row_id, Discard("no"))
 
-    deliver(alias, consumer, [row_id])
+    see_through(alias, consumer, [row_id])
 
     found = get(alias, row_id)
     expected = {
@@ -161,7 +161,7 @@ def test_interruptions_that_are_not_in_a_row_kill_nobody(alias: str, toys: Toys,
         losses.clear()
         if turn % 2 == 0:
             losses.add(row_id)
-        deliver(alias, consumer, [row_id])
+        see_through(alias, consumer, [row_id])
         make_due(alias)
 
     found = get(alias, row_id)
@@ -179,10 +179,10 @@ def test_connection_that_the_witness_lost_too_was_an_outage_and_counts_nothing(
     witness.lives = False
 
     with pytest.raises(InterfaceError):
-        deliver(alias, consumer, ids)
+        see_through(alias, consumer, ids)
     assert {(get(alias, each).retry_count, get(alias, each).interruptions) for each in ids} == {(0, 0)}
     toys.before = None
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert effect_ids(alias) == ids
 
@@ -199,7 +199,7 @@ def test_handler_that_hides_the_loss_is_interrupted_all_the_same(alias: str, toy
     toys.handlers.remove(NOTE)
     toys.handlers.add(NOTE, lambda each: lose_and_return(alias) if each.outbox_id == ids[1] else None)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert statuses(alias) == dict.fromkeys(ids, "consumed") | {ids[1]: "pending"}
     assert (get(alias, ids[1]).interruptions, get(alias, ids[1]).retry_count) == (1, 0)
@@ -223,7 +223,7 @@ def test_heartbeat_that_lives_on_tells_an_interruption(alias: str, toys: Toys, h
     ids = published(alias, 3, key=str)
     let_lose(toys, {ids[1]}, kill)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert statuses(alias) == dict.fromkeys(ids, "consumed") | {ids[1]: "pending"}
     assert (get(alias, ids[1]).interruptions, get(alias, ids[1]).retry_count) == (1, 0)
@@ -236,9 +236,9 @@ def test_heartbeat_that_was_lost_as_well_tells_an_outage(alias: str, toys: Toys,
     let_lose(toys, {ids[1]}, _kill_all)
 
     with pytest.raises(InterfaceError):
-        deliver(alias, consumer, ids)
+        see_through(alias, consumer, ids)
     toys.before = None
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert effect_ids(alias) == ids
     assert {(get(alias, each).retry_count, get(alias, each).interruptions) for each in ids} == {(0, 0)}
@@ -254,7 +254,7 @@ def test_packet_that_the_server_answers_for_is_the_events_own_failure(
     ids = published(alias, 3, key=str)
     toys.fail(ids[1], OperationalError(1153, "Got a packet bigger than 'max_allowed_packet' bytes"))
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert effect_ids(alias) == [ids[0], ids[2]]
     assert (get(alias, ids[1]).retry_count, get(alias, ids[1]).interruptions) == (1, 0)

@@ -17,7 +17,7 @@ from outbox.contracts import contracts
 from outbox.handlers import handlers
 from outbox.testing import drain
 from tests import factories
-from tests.consumers import deliver, published
+from tests.consumers import published, see_through
 from tests.factories import get, make_due, statuses
 from tests.integration.misbehaving import Misbehave, check_that_these_failed_alone, create_snapshot, let_misbehave
 from tests.toys import BULK, NOTE, Toys, effect_ids
@@ -92,13 +92,13 @@ def test_handler_that_undoes_effects_in_silence_fails_alone_and_says_why(
     bad = set(ids[1::2])
     let_misbehave(toys, bad, misbehave)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     check_that_these_failed_alone(alias, ids, bad, *(UNDOING | BREAKING)[misbehave])
     assert (consumer.totals.consumed, consumer.totals.retried) == (4, 4)
     bad.clear()
     make_due(alias)
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
     assert sorted(effect_ids(alias)) == ids
 
 
@@ -110,7 +110,7 @@ def test_half_of_a_large_batch_undoes_effects_and_the_other_half_has_its_own(
     bad = set(ids[::2])
     let_misbehave(toys, bad, misbehave)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     check_that_these_failed_alone(alias, ids, bad, *UNDOING[misbehave])
     assert all(sum(each in call for call in toys.calls) <= 3 for each in ids)
@@ -128,7 +128,7 @@ def test_handler_that_goes_on_after_an_error_that_it_swallowed_fails_by_that_err
     ids = published(alias, 3, key=str)
     let_misbehave(toys, {ids[1]}, swallow_and_go_on)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     check_that_these_failed_alone(alias, ids, {ids[1]}, "UndoneEffectsError", "swallowed IntegrityError")
     assert "in swallow_and_go_on" in get(alias, ids[1]).traceback
@@ -138,7 +138,7 @@ def test_reason_says_how_to_swallow_an_error_and_keep_effects(alias: str, toys: 
     [row_id] = published(alias, 1)
     let_misbehave(toys, {row_id}, swallow_an_integrity_error)
 
-    deliver(alias, consumer, [row_id])
+    see_through(alias, consumer, [row_id])
 
     assert "`with transaction.atomic(): ...` inside of `try`" in get(alias, row_id).last_error
 
@@ -154,7 +154,7 @@ def test_handler_that_fails_within_a_block_that_it_never_left_leaves_the_connect
     bad = {ids[1], ids[2]}
     let_misbehave(toys, bad, enter_and_raise)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     check_that_these_failed_alone(alias, ids, bad, "LookupError", "nothing found")
     assert not connections[alias].in_atomic_block
@@ -172,7 +172,7 @@ def test_commit_that_nobody_sees_fails_its_event_and_loses_nobodys_effect(
     bad = ids[1]
     let_misbehave(toys, {bad}, commit)
 
-    deliver(alias, consumer, ids)
+    see_through(alias, consumer, ids)
 
     assert statuses(alias) == dict.fromkeys(ids, "consumed") | {bad: "pending"}
     assert set(ids) - {bad} <= set(effect_ids(alias))
@@ -191,7 +191,7 @@ def test_it_fails_alone_in_the_transaction_of_a_test_too(alias: str, toys: Toys,
         bad = set(ids[1::2])
         let_misbehave(toys, bad, misbehave)
 
-        deliver(alias, consumer, ids)
+        see_through(alias, consumer, ids)
 
         check_that_these_failed_alone(alias, ids, bad, *UNDOING[misbehave])
         transaction.set_rollback(True, using=alias)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,8 +19,15 @@ LONG = timedelta(seconds=30)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> MeetingPlace:
-    return MeetingPlace(tmp_path / "meet", "shop", private=True)
+def folder() -> Iterator[Path]:
+    """Give a folder with a short path: the address of a socket has little room."""
+    with tempfile.TemporaryDirectory(prefix="wake-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def place(folder: Path) -> MeetingPlace:
+    return MeetingPlace(folder / "meet", "shop", private=True)
 
 
 @pytest.fixture
@@ -146,8 +154,8 @@ def test_folder_of_another_user_is_not_used(place: MeetingPlace) -> None:
     assert open_wake_ups(place, "billing") is None
 
 
-def test_named_folder_may_be_shared(tmp_path: Path) -> None:
-    folder = tmp_path / "shared"
+def test_named_folder_may_be_shared(folder: Path) -> None:
+    folder = folder / "shared"
     folder.mkdir()
     folder.chmod(0o777)
     place = meeting_place(str(folder), "shop")
