@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+import msgspec
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
@@ -97,6 +98,14 @@ class BatchTransaction:
             oldest[each.message_key] = min(each.outbox_id, oldest.get(each.message_key, each.outbox_id))
         return {row.id for row in self.live if row.id > oldest.get(row.message_key, row.id)}
 
+    def payload_lengths(self) -> dict[tuple[int, int], int]:
+        """Return the bytes of the payloads that are to be handled, by their records' partition and offset."""
+        return {
+            (record.partition, record.offset): row.payload_length
+            for row in self.live
+            for record in self.messages[(row.id, row.event_type)]
+        }
+
     @property
     def row(self) -> Locked | None:
         """Return the row of a portion of one event; None where it was not locked or is done."""
@@ -147,8 +156,7 @@ class BatchTransaction:
     def _fill(self, is_outermost: bool) -> None:
         tools, outcome = self.tools, self.outcome
         self.live = self._find_live(self._lock())
-        if len(self.live) > 1 and sum(each.payload_length for each in self.live) > tools.options.batch_bytes:
-            raise TooMuchAtOnce
+        self._fetch_long_payloads()
         self._set_suspects_aside()
         plan = make_plan(
             self.live,
@@ -171,12 +179,28 @@ class BatchTransaction:
 
     def _lock(self) -> dict[int, Locked]:
         ids = {row_id for row_id, _ in self.messages}
-        found = {
-            row.id: row for row in self.tools.repository.lock(list(ids), max_length=self.tools.options.batch_bytes)
-        }
+        # What is sure to fit comes along; of the others the lengths come first.
+        share = self.tools.options.batch_bytes // max(len(ids), 1)
+        found = {row.id: row for row in self.tools.repository.lock(list(ids), max_length=share)}
         if len(found) < len(ids):
             self._set_locked_aside(ids - found.keys(), found)
         return found
+
+    def _fetch_long_payloads(self) -> None:
+        """Fetch the payloads that were longer than their share; that of an event alone is read when its turn comes.
+
+        :raises TooMuchAtOnce: all payloads together are more than one transaction should hold.
+        """
+        if len(self.live) < 2:
+            return
+        if sum(row.payload_length for row in self.live) > self.tools.options.batch_bytes:
+            raise TooMuchAtOnce
+        long = self.tools.repository.payloads_of([row.id for row in self.live if row.payload is None])
+        if long:
+            self.live = [
+                msgspec.structs.replace(row, payload=long.get(row.id, row.payload)) if row.payload is None else row
+                for row in self.live
+            ]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
         """Leave out what others have locked; what has no row at all is rejected by ``_find_live``."""

@@ -51,6 +51,8 @@ class RelayOptions(_Options, frozen=True):
 
     batch_size: BatchSize = 500
     """Events claimed, sent and marked together."""
+    batch_bytes: PositiveInt = 16 * 1024 * 1024
+    """Payload bytes of them at the most."""
     in_flight_batches: PositiveInt = 2
     """Batches sent and not yet answered for; the broker's client has no bound of its own."""
     poll_interval_ms: PositiveInt = 20

@@ -32,7 +32,7 @@ from outbox.handlers import HandlerRegistry
 from outbox.heartbeat import NullHeartbeat, Witness
 from outbox.isolation import LockBudget
 from outbox.outcomes import ConsumerTotals, News, Outcome
-from outbox.portions import Portion, Way, each_alone, halves, whole
+from outbox.portions import Portion, Way, each_alone, fitting, whole
 from outbox.reading import RowReader
 from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
@@ -192,7 +192,7 @@ class BatchHandling:
             try:
                 outcome = current.run()
             except TooMuchAtOnce:
-                return halves(portion.records)
+                return fitting(portion.records, current.payload_lengths(), max_bytes=self._tools.options.batch_bytes)
             except TransactionFailedError as error:
                 failed = error
             else:

@@ -159,11 +159,13 @@ class RejectedRecord(models.Model):
     partition = models.IntegerField()
     offset = models.BigIntegerField()
     key = models.BinaryField(null=True)
-    value = models.BinaryField(null=True)
+    value = models.BinaryField(null=True, help_text="its beginning, where it is long")
+    key_size = models.IntegerField(db_default=0, help_text="bytes that it came with; 0 in older rows")
+    value_size = models.IntegerField(db_default=0, help_text="bytes that it came with; 0 in older rows")
     digest = models.CharField(
-        max_length=64, help_text="SHA-256 of key and value: a topic made anew counts from 0 again"
+        max_length=64, help_text="SHA-256 of whole key and value: a topic made anew counts from 0 again"
     )
-    headers = models.TextField(help_text="JSON: [[name, value], …], bytes that are no UTF-8 escaped")
+    headers = models.TextField(help_text="JSON: [[name, value], …], bytes that are no UTF-8 escaped; the first ones")
     reason = models.CharField(max_length=500)
     received_at = models.DateTimeField(db_default=UtcNow())
     resolved_at = models.DateTimeField(null=True, blank=True)

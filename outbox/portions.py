@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from outbox.brokers.base import IncomingRecord
+from outbox.chunks import chunks
 from outbox.rows import Locked
 
 
@@ -41,6 +42,17 @@ def halves(records: list[IncomingRecord], way: Way = Way.TOGETHER) -> list[Porti
     """Return ``records`` in two portions: what follows a poison event in its key may hold as many more."""
     middle = len(records) // 2
     return [*whole(records[:middle], way), *whole(records[middle:], way)]
+
+
+def fitting(records: list[IncomingRecord], lengths: Mapping[tuple[int, int], int], *, max_bytes: int) -> list[Portion]:
+    """Return ``records`` in portions of at most ``max_bytes``, or one record; by lengths at partitions and offsets."""
+    parts = chunks(
+        records,
+        lambda record: lengths.get((record.partition, record.offset), 0),
+        max_items=len(records),
+        max_bytes=max_bytes,
+    )
+    return [Portion(part) for part in parts]
 
 
 def whole(records: list[IncomingRecord], way: Way = Way.TOGETHER, *, is_last: bool = False) -> list[Portion]:

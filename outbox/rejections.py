@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import msgspec
 
 from outbox.brokers.base import IncomingRecord
+from outbox.chunks import chunks
 from outbox.fields import UtcNow
 from outbox.models import RejectedRecord
+
+KEY_MAX_BYTES: Final = 4 * 1024
+VALUE_MAX_BYTES: Final = 64 * 1024
+HEADERS_MAX_LENGTH: Final = 16 * 1024
+"""What is kept of a record: enough for telling whose it is. Anybody may write to a topic, and as much as it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +37,9 @@ class RejectionStore:
 
     def add(self, rejections: Iterable[Rejection]) -> None:
         """Keep ``rejections`` in the caller's transaction; the same record again changes nothing."""
-        RejectedRecord.objects.using(self.using).bulk_create(
-            [self._row(rejection) for rejection in rejections], ignore_conflicts=True
-        )
+        rows = [self._row(rejection) for rejection in rejections]
+        for chunk in chunks(rows, _size):
+            RejectedRecord.objects.using(self.using).bulk_create(chunk, ignore_conflicts=True)
 
     def resolve(self, ids: Sequence[int], *, by: str) -> int:
         """Take records off the open list; return how many were on it."""
@@ -44,16 +51,41 @@ class RejectionStore:
 
     def _row(self, rejection: Rejection) -> RejectedRecord:
         record = rejection.record
-        digest = hashlib.sha256((record.key or b"") + b"\x00" + (record.value or b"")).hexdigest()
-        headers = [[name, value.decode("utf-8", "backslashreplace")] for name, value in record.headers]
+        digest = _digest(record)
         return RejectedRecord(
             service=self.service,
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
-            key=record.key,
-            value=record.value,
+            key=record.key and record.key[:KEY_MAX_BYTES],
+            key_size=len(record.key or b""),
+            value=record.value and record.value[:VALUE_MAX_BYTES],
+            value_size=len(record.value or b""),
             digest=digest,
-            headers=msgspec.json.encode(headers).decode(),
+            headers=msgspec.json.encode(_first_of(record.headers)).decode(),
             reason=rejection.reason[:500],
         )
+
+
+def _digest(record: IncomingRecord) -> str:
+    digest = hashlib.sha256((record.key or b"") + b"\x00")
+    digest.update(record.value or b"")
+    return digest.hexdigest()
+
+
+def _first_of(headers: Iterable[tuple[str, bytes]]) -> list[tuple[str, str]]:
+    """Return the headers that may be kept, as text; the one that is too much is cut, those behind it are left out."""
+    kept: list[tuple[str, str]] = []
+    left = HEADERS_MAX_LENGTH
+    for name, value in headers:
+        text = value[:left].decode("utf-8", "backslashreplace")[:left]
+        kept.append((name[:left], text))
+        left -= len(name) + len(text) + 1
+        if left <= 0:
+            break
+    return kept
+
+
+def _size(row: RejectedRecord) -> int:
+    """Return about how many bytes of a statement ``row`` takes; binary values are sent escaped or in hexadecimal."""
+    return 2 * (len(row.key or b"") + len(row.value or b"")) + 4 * len(row.headers) + 1000

@@ -153,6 +153,7 @@ class Relay:
             shards=self._shards(),
             limit=self._options.batch_size,
             max_length=self._reference_bytes,
+            max_bytes=self._options.batch_bytes,
             after=self._after,
         )
         rows = [row for row in claim.rows if row.id not in self._marks]
@@ -167,7 +168,7 @@ class Relay:
                 )
             )
         self._after = claim.last
-        if claim.last is None or len(claim.rows) < self._options.batch_size:
+        if claim.last is None or not (claim.is_cut or len(claim.rows) == self._options.batch_size):
             self._start_over()
             return had_work
         return True

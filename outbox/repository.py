@@ -7,14 +7,16 @@ performance.md). All times that are compared come from the database's clock.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final
 
 from django.db import connections, transaction
 
 from outbox import lifecycle
+from outbox.chunks import chunks
 from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
 from outbox.rows import Blocker, Claim, Due, Failure, Locked, Marked, NewRow, Pruned
@@ -23,9 +25,7 @@ from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, stor
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 TRACEBACK_MAX_LENGTH: Final = 100_000
-_INSERT_MAX_ROWS: Final = 500
-_INSERT_MAX_BYTES: Final = 4 * 1024 * 1024
-"""One INSERT stays well below MySQL's smallest usual ``max_allowed_packet`` (16 MiB)."""
+_UNBOUNDED: Final = 2**63
 _AS_CLAIMED: Final = "(next_retry_at IS NULL OR next_retry_at <= %s)"
 """Whoever put a row back after a claim made it due later than that claim."""
 
@@ -46,7 +46,7 @@ class OutboxRepository:
     def insert(self, rows: Iterable[NewRow]) -> int:
         """Insert ``rows`` in the caller's transaction, in their order; return how many."""
         inserted = 0
-        for chunk in _chunks(rows):
+        for chunk in chunks(rows, lambda row: len(row.payload)):
             values: list[Any] = []
             for row in chunk:
                 values += [
@@ -69,37 +69,61 @@ class OutboxRepository:
     # --- relay ---------------------------------------------------------------------------------------------------
 
     def claim(
-        self, *, shards: Collection[int] | None, limit: int, max_length: int, after: tuple[Any, int] | None = None
+        self,
+        *,
+        shards: Collection[int] | None,
+        limit: int,
+        max_length: int,
+        max_bytes: int = _UNBOUNDED,
+        after: tuple[Any, int] | None = None,
     ) -> Claim:
         """Return up to ``limit`` rows that are due in ``shards`` (None: all), the longest waiting first.
+
+        Payloads of up to ``max_length`` bytes come along, of as many rows as have ``max_bytes`` together. Only those
+        that are sure to fit come with the rows; the others' lengths come first.
 
         ``after`` goes on behind the last row of an earlier claim. Starting there skips the index entries of rows that
         were marked a moment ago and not yet purged, which would make a claim ten times slower; rows that were
         committed late lie before it, so a caller starts from the oldest again and again.
         """
-        search = self._searches
+        search, length = self._searches, self._sql.length.format("m.payload")
         due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
-            f" CASE WHEN {self._sql.length.format('m.payload')} <= %s THEN m.payload END,"
-            f" m.traceparent, {self._sql.exact.format('m.next_retry_at')}, {self._sql.exact.format(self._sql.now)}"
+            f" CASE WHEN {length} <= %s THEN m.payload END, m.traceparent,"
+            f" {self._sql.exact.format('m.next_retry_at')}, {self._sql.exact.format(self._sql.now)}, {length}"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
-            [max_length, *parameters],
+            [min(max_length, max_bytes // limit), *parameters],
         )
         if not found:
             return Claim([])
-        found.sort(key=lambda row: row[0])
-        dated = [(row[5], row[0]) for row in found if row[5] is not None]
-        return Claim(
-            rows=[Due(*row[:5]) for row in found],
-            claimed_at=found[0][6],
-            last=max(dated) if len(dated) == len(found) else None,
+        rows = next(
+            chunks(
+                sorted(found, key=_due_order),
+                lambda row: row[7] if row[7] <= max_length else 0,
+                max_items=limit,
+                max_bytes=max_bytes,
+            )
         )
+        long = self.payloads_of([row[0] for row in rows if row[3] is None and row[7] <= max_length])
+        return Claim(
+            rows=sorted(
+                (Due(row[0], row[1], row[2], long.get(row[0], row[3]), row[4]) for row in rows), key=attrgetter("id")
+            ),
+            claimed_at=rows[0][6],
+            last=(rows[-1][5], rows[-1][0]) if rows[0][5] is not None else None,
+            is_cut=len(rows) < len(found),
+        )
+
+    def payloads_of(self, ids: Collection[int]) -> dict[int, str]:
+        """Return the payload columns of those of ``ids`` that have a row, however long."""
+        if not ids:
+            return {}
+        return dict(self._fetch(f"SELECT id, payload FROM {self._table} WHERE id IN ({id_list(ids)})"))
 
     def payload_of(self, row_id: int) -> str:
         """Return the payload column of one row, however long; an empty text when the row is gone."""
-        found = self._fetch(f"SELECT payload FROM {self._table} WHERE id = %s", [row_id])
-        return str(found[0][0]) if found else ""
+        return self.payloads_of([row_id]).get(row_id, "")
 
     def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
         """Mark rows that the broker acknowledged, without waiting for those that somebody else has locked.
@@ -496,14 +520,6 @@ def _columns(failure: Failure) -> list[Any]:
     ]
 
 
-def _chunks(rows: Iterable[NewRow]) -> Iterator[list[NewRow]]:
-    chunk: list[NewRow] = []
-    size = 0
-    for row in rows:
-        if chunk and (len(chunk) >= _INSERT_MAX_ROWS or size + len(row.payload) > _INSERT_MAX_BYTES):
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(row)
-        size += len(row.payload)
-    if chunk:
-        yield chunk
+def _due_order(row: Sequence[Any]) -> tuple[bool, Any, int]:
+    """Return what a claimed row is sorted by, as the search for what is due sorts: what has no moment comes first."""
+    return row[5] is not None, row[5], row[0]

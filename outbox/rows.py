@@ -41,6 +41,8 @@ class Claim:
     claimed_at: Any = None
     last: tuple[Any, int] | None = None
     """Where the next claim goes on; None when it has to start from the oldest row."""
+    is_cut: bool = False
+    """More rows were due, and their payloads were too much for one claim."""
 
 
 @dataclass(frozen=True, slots=True)

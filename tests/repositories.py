@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import pytest
 from django.db import transaction
 
 from agent_events.agent.models import AgentOutboxMessage
@@ -41,6 +42,20 @@ def columns_of(alias: str, row_id: int) -> dict[str, Any]:
 
 def claim_ids(repository: OutboxRepository, *, limit: int = 100, **claim: Any) -> list[int]:
     return [due.id for due in repository.claim(shards=None, limit=limit, max_length=UNLIMITED, **claim).rows]
+
+
+def note_large_texts(monkeypatch: pytest.MonkeyPatch, length: int) -> list[int]:
+    """Return a list to which each statement of a repository adds how many texts of ``length`` or more it brought."""
+    noted: list[int] = []
+    fetch = OutboxRepository._fetch
+
+    def fetch_and_note(repository: OutboxRepository, *statement: Any) -> list[tuple[Any, ...]]:
+        found = fetch(repository, *statement)
+        noted.append(sum(isinstance(value, str) and len(value) >= length for each in found for value in each))
+        return found
+
+    monkeypatch.setattr(OutboxRepository, "_fetch", fetch_and_note)
+    return noted
 
 
 def locked(repository: OutboxRepository, *ids: int) -> list[Locked]:

@@ -91,8 +91,8 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
             line=self._line(using, row, timezone.now()),
             reason=visible(row.reason),
             digest=visible(row.digest),
-            key_size=size_text(len(key)),
-            value_size=size_text(len(value)),
+            key_size=_size_text(key, row.key_size),
+            value_size=_size_text(value, row.value_size),
             key=_shown(row.key) if shows else None,
             value=_shown(row.value) if shows else None,
             headers=_headers(row.headers) if shows else None,
@@ -169,6 +169,13 @@ def _address(key: str) -> tuple[str, int]:
     using, _, text = key.rpartition(":")
     row_id = read_row_id(text)
     return (using or "default", row_id) if row_id and (using or "default") in _databases() else ("", 0)
+
+
+def _size_text(kept: bytes, size: int) -> str:
+    """Return what a key or value measured, and how much of it is there where that is not all."""
+    if size <= len(kept):
+        return size_text(len(kept))
+    return f"{size_text(size)}, of which the first {size_text(len(kept))} are kept"
 
 
 def _shown(raw: bytes | memoryview | None) -> Shown:

@@ -13,7 +13,16 @@ from outbox.rows import Marked
 from outbox.sql import from_db
 from tests import factories
 from tests.factories import database_now, get, row, rows
-from tests.repositories import FAILURE, UNLIMITED, claim_ids, locked, new_row, published_row, stale
+from tests.repositories import (
+    FAILURE,
+    UNLIMITED,
+    claim_ids,
+    locked,
+    new_row,
+    note_large_texts,
+    published_row,
+    stale,
+)
 from tests.toys import NOTE
 from tests.transactions import held_elsewhere
 from tests.waiting import wait_until
@@ -50,6 +59,42 @@ def test_claim_leaves_what_is_not_due_or_not_pending(alias: str, repository: Out
         row(alias, status=status)
 
     assert claim_ids(repository) == [due]
+
+
+def test_claim_is_cut_where_its_payloads_are_too_large_together(
+    alias: str, repository: OutboxRepository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {"text": "x" * 1000}
+    ids = [row(alias, key=str(n), payload=None if n % 2 else large) for n in range(10)]
+    statements = note_large_texts(monkeypatch, 1000)
+
+    claims, after = [], None
+    while claims == [] or after is not None:
+        claims.append(repository.claim(shards=None, limit=20, max_length=UNLIMITED, max_bytes=2500, after=after))
+        after = claims[-1].last if claims[-1].is_cut else None
+
+    assert [due.id for claim in claims for due in claim.rows] == ids
+    assert [due.payload for claim in claims for due in claim.rows] == [get(alias, each).payload for each in ids]
+    assert [claim.is_cut for claim in claims] == [True, True, False]
+    assert (sum(statements), max(statements)) == (5, 2)
+
+
+def test_claim_holds_a_payload_that_is_too_large_by_itself(alias: str, repository: OutboxRepository) -> None:
+    ids = [row(alias, payload={"text": "x" * 1000}) for _ in range(2)]
+
+    claim = repository.claim(shards=None, limit=20, max_length=UNLIMITED, max_bytes=10)
+
+    assert [(due.id, due.payload) for due in claim.rows] == [(ids[0], get(alias, ids[0]).payload)]
+    assert claim.is_cut
+
+
+def test_payload_that_stays_in_its_row_takes_no_room(alias: str, repository: OutboxRepository) -> None:
+    ids = [row(alias, payload={"text": "x" * 1000}) for _ in range(9)]
+
+    claim = repository.claim(shards=None, limit=20, max_length=500, max_bytes=600)
+
+    assert [(due.id, due.payload) for due in claim.rows] == [(each, None) for each in ids]
+    assert not claim.is_cut
 
 
 def test_claim_of_nothing_is_empty(repository: OutboxRepository) -> None:

@@ -13,9 +13,11 @@ from django.test.utils import CaptureQueriesContext
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import Discard
 from outbox.consumer import Consumer
+from outbox.lifecycle import Status
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import get, make_due, records_of, row, statuses
+from tests.repositories import note_large_texts
 from tests.toys import BULK, HANDLED, NOTE, Toys, effect_ids
 
 HOUR = timedelta(hours=1)
@@ -36,8 +38,26 @@ def test_batch_is_cut_where_its_payloads_are_too_large_for_one_transaction(alias
 
     deliver(alias, consumer, ids)
 
-    assert toys.calls == [tuple(ids[at : at + 2]) for at in range(0, 8, 2)]
+    assert toys.calls == [tuple(ids[at : at + 3]) for at in range(0, 8, 3)]
     assert effect_ids(alias) == ids
+
+
+def test_lengths_are_read_before_payloads(alias: str, toys: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twelve large payloads, three to a transaction, and small ones between them: each large one is fetched once."""
+    consumer = factories.consumer(alias, toys, batch_bytes=3 * 20_000)
+    large = {"key": "k", "number": 1, "text": "x" * 19_000}
+    ids = [
+        row(alias, status=Status.PUBLISHED, event_type=BULK, key=str(n), payload=None if n % 3 else large)
+        for n in range(36)
+    ]
+    statements = note_large_texts(monkeypatch, 19_000)
+
+    deliver(alias, consumer, ids)
+
+    assert effect_ids(alias) == ids
+    assert len(toys.calls) == 4
+    assert sum(statements) == 12
+    assert max(statements) == 3
 
 
 @pytest.mark.parametrize("size", [1, 7, 100])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from datetime import timedelta
 
 import pytest
+from django.db import connections
+from django.test.utils import CaptureQueriesContext
 
 from outbox.brokers.base import IncomingRecord
 from outbox.consumer import Consumer
 from outbox.envelope import encode_message
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
-from outbox.rejections import RejectionStore
+from outbox.rejections import HEADERS_MAX_LENGTH, KEY_MAX_BYTES, VALUE_MAX_BYTES, RejectionStore
 from tests import factories
 from tests.factories import database_now, get, record, record_of, row, statuses
 from tests.toys import OTHER, Toys, effect_ids
@@ -24,7 +27,7 @@ def rejected(alias: str) -> list[RejectedRecord]:
     return list(RejectedRecord.objects.using(alias).order_by("id"))
 
 
-DEEP = b'{"outbox_id": 1, "event_type": "x", "payload": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+DEEP = b'{"outbox_id": 1, "event_type": "x", "payload": ' + b"[" * 30_000 + b"]" * 30_000 + b"}"
 
 
 @pytest.mark.parametrize(
@@ -66,6 +69,41 @@ def test_record_without_a_row_is_kept_with_its_bytes(
     assert abs(kept.received_at - database_now(alias)) < HOUR
     assert effect_ids(alias) == [good]
     assert (consumer.totals.rejected, consumer.totals.consumed) == (1, 1)
+
+
+def test_large_foreign_records_are_kept_in_part_and_stop_nobody(alias: str, consumer: Consumer) -> None:
+    """Thirty of 0.9 MB are more than one statement may be long, and a topic takes as much of them as comes."""
+    good = row(alias, status=Status.PUBLISHED)
+    headers = tuple((f"header-{n}", b"\xff" * 1_000) for n in range(1_000))
+    flood = [
+        IncomingRecord(
+            topic="smartflow.agent.outbox",
+            partition=0,
+            offset=offset,
+            key=b"\x00" * 100_000,
+            value=b"\x00\xff'" * 300_000 + bytes([offset]),
+            header_source=headers,
+        )
+        for offset in range(30)
+    ]
+
+    with CaptureQueriesContext(connections[alias]) as captured:
+        consumer.handle([*flood, record_of(alias, good)])
+
+    assert effect_ids(alias) == [good]
+    kept = rejected(alias)
+    assert [each.offset for each in kept] == list(range(30))
+    for each, sent in zip(kept, flood, strict=True):
+        assert sent.value is not None
+        assert bytes(each.value) == sent.value[:VALUE_MAX_BYTES]
+        assert bytes(each.key) == bytes(KEY_MAX_BYTES)
+        assert (each.key_size, each.value_size) == (100_000, 900_001)
+        assert each.digest == hashlib.sha256(bytes(100_000) + b"\x00" + sent.value).hexdigest()
+        assert len(each.headers) < 10 * HEADERS_MAX_LENGTH
+        assert json.loads(each.headers)[0][0] == "header-0"
+    assert max(len(query["sql"]) for query in captured) < 16 * 1024 * 1024
+    consumer.handle(flood)
+    assert RejectedRecord.objects.using(alias).count() == 30
 
 
 def test_rejected_record_that_comes_again_is_kept_once(alias: str, consumer: Consumer) -> None:

@@ -19,7 +19,7 @@ from outbox.models import ServiceSwitch
 from tests import factories
 from tests.factories import get, row, rows, status_counts, statuses
 from tests.relays import TOPIC, MakeRelay, sent_ids, step_until_idle
-from tests.repositories import new_row
+from tests.repositories import new_row, note_large_texts
 from tests.toys import NOTE, PARKED, ManualClock, RecordingStop, Toys, effect_ids
 
 HOUR = timedelta(hours=1)
@@ -115,6 +115,20 @@ def test_large_payload_travels_by_reference(
     assert len(record.value) < 1000
     factories.consumer(alias, toys, broker=broker).step(10)
     assert effect_ids(alias) == [large]
+
+
+def test_claims_are_cut_by_their_payloads_and_go_on(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, stop: RecordingStop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay = make_relay(batch_bytes=5_000, reference_bytes=100_000, sweep_interval_seconds=3600)
+    ids = [row(alias, key=str(n % 3), payload={"key": "k", "number": n, "text": "x" * 2_000}) for n in range(20)]
+    statements = note_large_texts(monkeypatch, 2_000)
+
+    relay.run(stop, once=True)
+
+    assert sorted(sent_ids(broker)) == ids
+    assert set(statuses(alias).values()) == {"published"}
+    assert (sum(statements), max(statements)) == (20, 2)
 
 
 def test_late_commit_is_found_by_the_sweep(
