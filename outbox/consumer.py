@@ -78,6 +78,7 @@ class Consumer:
         self._heartbeat.start()
         try:
             while not stop.is_set and (max_events is None or self.totals.handled < max_events):
+                self._heartbeat.moved()
                 limit = self._options.batch_size
                 if max_events is not None:
                     limit = min(limit, max_events - self.totals.handled)

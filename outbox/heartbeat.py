@@ -1,7 +1,8 @@
-"""The heartbeat of a consumer: on a thread and a connection of its own, however long a handler takes.
+"""The heartbeat of a worker: on a thread and a connection of its own, however long a handler or the broker takes.
 
-That connection is also the witness of lost ones. Where the consumer's connection was lost and this one lived on, the
-server was there all the time; where both were lost it was an outage, however soon a fresh one succeeds.
+It says that the process lives, and when the worker's loop last moved. Its connection is also the witness of lost ones.
+Where the consumer's connection was lost and this one lived on, the server was there all the time; where both were lost
+it was an outage, however soon a fresh one succeeds.
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ class NullHeartbeat:
     def start(self) -> None:
         """Start nothing."""
 
+    def moved(self) -> None:
+        """Note nothing."""
+
     def hold(self, partitions: Collection[int]) -> None:
         """Name nothing."""
 
@@ -67,11 +71,20 @@ class Heartbeat:
 
     A beat that the database did not answer is made again with growing pauses. Nothing here waits for longer than
     ``answer_timeout``: a thread that is stuck with a silent server is given up for a new one. Used by one thread.
+    ``renew`` renews with each beat what the worker leases.
     """
 
-    def __init__(self, presence: Presence, *, interval: timedelta, answer_timeout: timedelta = ANSWER_TIMEOUT) -> None:
+    def __init__(
+        self,
+        presence: Presence,
+        *,
+        interval: timedelta,
+        answer_timeout: timedelta = ANSWER_TIMEOUT,
+        renew: Callable[[], None] | None = None,
+    ) -> None:
         self.switches = Switches()
         self._presence = presence
+        self._renew_leases = renew
         self._interval_s = interval.total_seconds()
         self._answer_timeout_s = answer_timeout.total_seconds()
         self._outcomes = BeatOutcomes(f"{presence.role} of {presence.service}")
@@ -100,6 +113,10 @@ class Heartbeat:
             self._written = None
             self._beat()
             self._written = text
+
+    def moved(self) -> None:
+        """Note that the worker's loop goes on."""
+        self._presence.progress.moved()
 
     def token(self) -> object | None:
         return self._thread.token if self._thread is not None else None
@@ -162,7 +179,11 @@ class Heartbeat:
             self._thread.end()
             self._stuck.append(self._thread)
         self._thread = HeartbeatThread(
-            self._presence, interval_s=self._interval_s, outcomes=self._outcomes, tell=self._take
+            self._presence,
+            interval_s=self._interval_s,
+            outcomes=self._outcomes,
+            tell=self._take,
+            renew=self._renew_leases,
         )
         self._thread.start()
 

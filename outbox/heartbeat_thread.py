@@ -69,6 +69,7 @@ class HeartbeatThread(threading.Thread):
         interval_s: float,
         outcomes: BeatOutcomes,
         tell: Callable[[HeartbeatThread, Switches], None],
+        renew: Callable[[], None] | None = None,
     ) -> None:
         super().__init__(name=f"outbox-{presence.service}-heartbeat", daemon=True)
         self.token: object | None = None
@@ -77,6 +78,7 @@ class HeartbeatThread(threading.Thread):
         self._interval_s = interval_s
         self._outcomes = outcomes
         self._tell = tell
+        self._renew = renew
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ended = False
         self._raw: Any = None
@@ -118,6 +120,8 @@ class HeartbeatThread(threading.Thread):
         try:
             self._prepare()
             switches = self._presence.beat()
+            if self._renew is not None:
+                self._renew()
         except BaseException as error:
             self._next_at = time.monotonic() + self._failed(error).total_seconds()
             raise

@@ -20,6 +20,7 @@ from django.db.models import Q, QuerySet
 from outbox.brokers.base import assignment_numbers
 from outbox.fields import SHARD_COUNT, UtcNow, from_now
 from outbox.models import ServiceSwitch, ShardLease, Worker
+from outbox.progress import Progress
 
 RELAY: Final = "relay"
 CONSUMER: Final = "consumer"
@@ -57,23 +58,28 @@ class Presence:
         self.service, self.role, self.worker_id, self.using, self.ttl = service, role, worker_id, using, ttl
         self.partitions = ""
         """What the row says that this worker holds, from the next beat on."""
+        self.progress = Progress()
 
     def beat(self) -> Switches:
-        """Say that the worker is alive; return the switches of its service."""
+        """Say that the worker is alive and when its loop last moved; return the switches of its service."""
+        moved_at = from_now(-self.progress.age)
         seen = (
             Worker.objects.using(self.using)
             .filter(pk=self.worker_id)
-            .update(seen_at=UtcNow(), partitions=self.partitions)
+            .update(seen_at=UtcNow(), moved_at=moved_at, partitions=self.partitions)
         )
         if not seen:
-            Worker.objects.using(self.using).create(
+            row = Worker(
                 worker_id=self.worker_id,
                 service=self.service,
                 role=self.role,
                 host=socket.gethostname()[:255],
                 pid=os.getpid(),
+                moved_at=moved_at,
                 partitions=self.partitions,
             )
+            # A relay's loop and its heartbeat may both find that somebody has removed the row.
+            Worker.objects.using(self.using).bulk_create([row], ignore_conflicts=True)
             self._forget_dead()
         switch = (
             ServiceSwitch.objects.using(self.using)
@@ -84,8 +90,13 @@ class Presence:
         return Switches(*switch) if switch else Switches()
 
     def alive(self) -> list[str]:
-        """Return the ids of the workers of this service and role that were seen within a lease's time."""
-        return list(self._workers().filter(seen_at__gt=from_now(-self.ttl)).values_list("worker_id", flat=True))
+        """Return the ids of the workers of this service and role that were seen within a lease's time, and moved in it.
+
+        One whose loop hangs has no share: nobody would do its work.
+        """
+        since = from_now(-self.ttl)
+        moves = Q(moved_at=None) | Q(moved_at__gt=since)  # older workers do not say
+        return list(self._workers().filter(moves, seen_at__gt=since).values_list("worker_id", flat=True))
 
     def dead(self) -> QuerySet[Worker]:
         """Return the rows of other workers of this service and role not seen for half of a lease's time."""
@@ -132,6 +143,7 @@ class ShardLeases:
     def refresh(self) -> frozenset[int]:
         """Renew what is held, give back or take shards towards the fair share, and return what is held now."""
         asked_at = self._clock()
+        self.presence.progress.moved()
         self.switches = self.presence.beat()
         mine = self._leases().filter(owner=self.presence.worker_id)
         renewed = mine.update(expires_at=from_now(self.presence.ttl))
@@ -151,6 +163,15 @@ class ShardLeases:
         self.assignments = {shard: self.assignments.get(shard) or next(assignment_numbers) for shard in sorted(held)}
         self._refreshed_at = asked_at
         return held
+
+    def renew(self) -> None:
+        """Renew what is held, unless the worker's loop has not moved for half of a lease's time.
+
+        For the heartbeat's thread. A loop that waits for its broker keeps its shards; one that hangs must not.
+        """
+        if self.presence.progress.age <= self.presence.ttl / 2:
+            mine = self._leases().filter(owner=self.presence.worker_id)
+            mine.update(expires_at=from_now(self.presence.ttl))
 
     def release(self) -> None:
         """Give everything back, so that others need not wait for the expiry."""

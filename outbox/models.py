@@ -137,6 +137,7 @@ class Worker(models.Model):
     pid = models.IntegerField()
     started_at = models.DateTimeField(db_default=UtcNow())
     seen_at = models.DateTimeField(db_default=UtcNow())
+    moved_at = models.DateTimeField(null=True, help_text="When its loop last moved, as it said when it was last seen")
     partitions = models.CharField(
         max_length=WORKER_PARTITIONS_MAX_LENGTH,
         db_default="",

@@ -22,6 +22,7 @@ from outbox.conf import RelayOptions
 from outbox.envelope import Envelope, decode_envelope, encode_message, headers_of
 from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
+from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
 from outbox.marks import Hand, OwnHand, PublishedMarks
@@ -73,6 +74,7 @@ class Relay:
         reference_bytes: int,
         clock: Callable[[], float],
         hand: Hand | None = None,
+        heartbeat: Heartbeat | NullHeartbeat | None = None,
         wake_ups: Callable[[], WakeUpSocket | None] = lambda: None,
     ) -> None:
         self.totals = RelayTotals()
@@ -81,6 +83,7 @@ class Relay:
         self._broker = broker
         self._client_id = client_id
         self._leases = leases
+        self._heartbeat = heartbeat or NullHeartbeat()
         self._parks_key = parks_key
         self._options = options
         self._reference_bytes = reference_bytes
@@ -110,6 +113,7 @@ class Relay:
         """
         try:
             self._wake_ups = self._open_wake_ups()
+            self._heartbeat.start()
             while not stop.is_set:
                 pause = self._try_step(once=once)
                 if pause is None:
@@ -206,6 +210,7 @@ class Relay:
         :raises BrokerUnavailableError: some records have no answer; they stay pending and are sent again.
         """
         report = batch.send.report(timedelta(seconds=self._options.send_timeout_seconds))
+        self._heartbeat.moved()
         self._marks.add(report.acknowledged, claimed_at=batch.claimed_at)
         # Counted by the broker's word: a fast consumer may have finished a row before it is marked.
         self.totals.published += len(report.acknowledged)
@@ -281,6 +286,7 @@ class Relay:
 
     def _try_step(self, *, once: bool) -> _Pause | None:
         """Take one step; return how long to pause, None for going on at once."""
+        self._heartbeat.moved()
         try:
             worked = self.step()
             is_last = once and not worked and self._is_drained()
@@ -339,6 +345,7 @@ class Relay:
         return self._producer
 
     def _close(self) -> None:
+        self._heartbeat.close(deregister=False)
         try:
             self._leases.release()
         except (DatabaseError, InterfaceError) as error:

@@ -84,15 +84,15 @@ def build_relay(route: ServiceRoute, broker: Broker, *, hand: Hand | None = None
     """
     configured = outbox_settings()
     worker_id = new_worker_id()
+    presence = _presence(route, RELAY, worker_id, configured)
+    interval = timedelta(seconds=configured.leases.heartbeat_seconds)
+    leases = ShardLeases(presence, heartbeat=interval, clock=time.monotonic)
     return Relay(
         repository=repository_of(route.service),
         broker=broker,
         client_id=_client_id(route, RELAY, worker_id),
-        leases=ShardLeases(
-            _presence(route, RELAY, worker_id, configured),
-            heartbeat=timedelta(seconds=configured.leases.heartbeat_seconds),
-            clock=time.monotonic,
-        ),
+        leases=leases,
+        heartbeat=Heartbeat(presence, interval=interval, renew=leases.renew),
         parks_key=EventPolicies(contracts, configured).parks_key,
         options=configured.relay,
         reference_bytes=configured.reference_bytes,

@@ -204,6 +204,7 @@ def relay(
     reference_bytes: int = 1000,
     worker_leases: ShardLeases | None = None,
     hand: Hand | None = None,
+    heartbeat: Heartbeat | NullHeartbeat | None = None,
     wake_ups: Callable[[], WakeUpSocket | None] = lambda: None,
     **options: Any,
 ) -> Relay:
@@ -218,6 +219,7 @@ def relay(
         reference_bytes=reference_bytes,
         clock=clock,
         hand=hand,
+        heartbeat=heartbeat,
         wake_ups=wake_ups,
     )
 

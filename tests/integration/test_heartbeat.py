@@ -67,6 +67,19 @@ def test_row_is_renewed_and_switches_follow_while_the_worker_is_at_work(alias: s
     wait_until(lambda: started.switches.consumer_paused)
 
 
+def test_row_says_when_the_loop_last_moved(alias: str, heartbeat: Open) -> None:
+    started = heartbeat(interval=BRISK)
+    first = _row(alias)
+    assert first.moved_at is not None
+
+    wait_until(lambda: _row(alias).seen_at > first.seen_at + 4 * BRISK)
+    still = _row(alias)
+    assert abs(still.moved_at - first.moved_at) < BRISK, "it was seen, and has not moved"
+
+    started.moved()
+    wait_until(lambda: _row(alias).moved_at > first.moved_at + 3 * BRISK)
+
+
 def test_row_names_what_is_held_as_soon_as_hold_returns(alias: str, heartbeat: Open) -> None:
     started = heartbeat()
 

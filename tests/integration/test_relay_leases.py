@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from outbox.brokers.base import OutgoingRecord, SendReport
 from outbox.brokers.memory import MemoryBroker
-from outbox.fields import SHARD_COUNT
+from outbox.fields import SHARD_COUNT, UtcNow
+from outbox.heartbeat import Heartbeat
 from outbox.leases import CONSUMER, ShardLeases
 from outbox.models import ShardLease, Worker
+from outbox.progress import Progress
+from outbox.shutdown import StopFlag
 from tests import factories
 from tests.factories import database_now, get, make_due, rows, status_counts, statuses
 from tests.relays import MakeRelay, make_relay_after, sent_ids, step_until_idle
+from tests.threads import Threads
 from tests.toys import ManualClock, RecordingStop, Toys, effect_ids
 from tests.waiting import wait_until
 
 HOUR = timedelta(hours=1)
+HALF = factories.TTL / 2
 
 
-def shards_by_owner(alias: str) -> dict[str, int]:
+def shards_by_owner(alias: str, *, alive: bool = False) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for owner in ShardLease.objects.using(alias).values_list("owner", flat=True):
+    leases = ShardLease.objects.using(alias)
+    for owner in (leases.filter(expires_at__gt=UtcNow()) if alive else leases).values_list("owner", flat=True):
         counts[owner] = counts.get(owner, 0) + 1
     return counts
 
@@ -54,6 +62,104 @@ def test_workers_settle_to_equal_shares_without_overlap(alias: str, clock: Manua
     assert frozenset.union(*held) == frozenset(range(SHARD_COUNT))
     assert sum(len(each) for each in held) == SHARD_COUNT
     assert max(len(each) for each in held) - min(len(each) for each in held) <= 1
+
+
+def test_heartbeat_renews_leases_while_the_loop_moves(alias: str, clock: ManualClock) -> None:
+    """A relay may wait for its broker for long; what hangs must give its shards to others (promise 9)."""
+    worker = factories.leases(alias, clock)
+    worker.presence.progress = Progress(clock)
+    worker.refresh()
+
+    def is_renewed() -> bool:
+        ShardLease.objects.using(alias).update(expires_at=database_now(alias))
+        worker.renew()
+        return bool(ShardLease.objects.using(alias).filter(expires_at__gt=database_now(alias) + HALF).count())
+
+    assert is_renewed()
+    clock.advance(HALF.total_seconds())
+    assert is_renewed()
+    clock.advance(1)
+    assert not is_renewed()
+    worker.presence.progress.moved()
+    assert is_renewed()
+
+
+def test_share_of_a_relay_that_hangs_goes_to_the_others(alias: str, clock: ManualClock) -> None:
+    hangs, works = factories.leases(alias, clock), factories.leases(alias, clock)
+    hangs.presence.progress = Progress(clock)
+    settle(clock, hangs, works)
+    assert shards_by_owner(alias) == {each.presence.worker_id: SHARD_COUNT // 2 for each in (hangs, works)}
+
+    clock.advance(factories.TTL.total_seconds() + 1)
+    hangs.presence.beat()
+    hangs.renew()
+    ShardLease.objects.using(alias).filter(owner=hangs.presence.worker_id).update(expires_at=database_now(alias))
+    works.refresh()
+
+    assert shards_by_owner(alias) == {works.presence.worker_id: SHARD_COUNT}
+    settle(clock, works, hangs)
+    assert len(hangs.held) == SHARD_COUNT // 2, "it moves again"
+
+
+def test_heartbeat_renews_nothing_that_another_worker_has_taken(alias: str, clock: ManualClock) -> None:
+    late, other = factories.leases(alias, clock), factories.leases(alias, clock)
+    late.refresh()
+    factories.expire(alias, late.presence.worker_id)
+    other.refresh()
+
+    late.renew()
+
+    assert shards_by_owner(alias) == {other.presence.worker_id: SHARD_COUNT}
+
+
+class _Silent(MemoryBroker):
+    """A broker that takes records and does not answer before it is let."""
+
+    def __init__(self) -> None:
+        super().__init__(partitions=3)
+        self.is_asked, self.answers = threading.Event(), threading.Event()
+
+    def producer(self, *, client_id: str) -> Any:
+        producer = super().producer(client_id=client_id)
+        return SimpleNamespace(send=lambda records: _Unanswered(self, producer.send(records)), close=producer.close)
+
+
+class _Unanswered:
+    def __init__(self, broker: _Silent, send: Any) -> None:
+        self._broker, self._send = broker, send
+
+    def report(self, timeout: timedelta) -> SendReport:
+        self._broker.is_asked.set()
+        assert self._broker.answers.wait(30)
+        report: SendReport = self._send.report(timeout)
+        return report
+
+
+def test_relay_that_waits_for_its_broker_is_seen_and_keeps_its_shards(
+    alias: str, toys: Toys, clock: ManualClock
+) -> None:
+    rows(alias, 3)
+    broker, stop = _Silent(), StopFlag()
+    leases = factories.leases(alias, clock)
+    beating = Heartbeat(leases.presence, interval=timedelta(milliseconds=20), renew=leases.renew)
+    relay = factories.relay(alias, broker, toys, clock, worker_leases=leases, heartbeat=beating)
+
+    threads = Threads()
+    threads.start(lambda: relay.run(stop))
+    try:
+        assert broker.is_asked.wait(30)
+        factories.expire(alias, leases.presence.worker_id)
+        wait_until(lambda: leases.presence.worker_id in factories.leases(alias, clock).presence.alive())
+        wait_until(lambda: shards_by_owner(alias, alive=True) == {leases.presence.worker_id: SHARD_COUNT})
+    finally:
+        stop.set()
+        broker.answers.set()
+        wait_until(threads.are_all_over)
+    threads.check_no_errors()
+
+    assert not Worker.objects.using(alias).exists()
+    assert shards_by_owner(alias) == {"": SHARD_COUNT}
+    assert set(statuses(alias).values()) == {"published"}
 
 
 def test_worker_that_leaves_frees_its_share_at_once(alias: str, clock: ManualClock) -> None:
