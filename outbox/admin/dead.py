@@ -1,6 +1,7 @@
 """The dead events of all services on one page, the last that died first: replay them or give them up.
 
-Each service is read along its own index and database; ``outbox.admin.paging`` merges them.
+Each service is read along its own index and database; ``outbox.admin.paging`` merges them. What an action takes of all
+that match keeps the order of each key (``outbox.admin.key_order``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from django.utils import timezone
 from outbox.admin import operations
 from outbox.admin.access import demand, may_operate, may_see_payload, visible_services
 from outbox.admin.filters import ALL, GIVEN_UP, OPEN, DeadFilter, known_event_types
+from outbox.admin.key_order import KeyOrder
 from outbox.admin.lines import MessageLine, load, message_line
 from outbox.admin.pages import DeadEvent, Pager, StandalonePage, rows_of
 from outbox.admin.paging import read_page
@@ -108,7 +110,8 @@ class DeadEventAdmin(StandalonePage):
         is_confirmed = "confirmed" in request.POST
         reason = request.POST.get("reason", "").strip()
         is_complete = is_confirmed and (action == "replay" or reason)
-        if is_complete or (action == "replay" and not takes_all and not is_confirmed):
+        overtaken = _overtaken(selection) if action == "replay" and not is_confirmed else 0
+        if is_complete or (action == "replay" and not takes_all and not is_confirmed and not overtaken):
             self._carry_out(request, action, selection, reason)
             return back
         return self.page(
@@ -120,18 +123,20 @@ class DeadEventAdmin(StandalonePage):
             selection=write_selection(selection),
             parts=[(service, len(ids)) for service, ids in selection.items()],
             needs_reason=action == "give-up",
+            overtaken=overtaken,
             problem="Say why: the reason stays on the event." if is_confirmed else "",
             back_url=request.get_full_path(),
         )
 
     def _all_matching(self, asked: DeadFilter, chosen: list[str]) -> Selection:
+        """Return what an action takes of all that match: of the keys that died last, the oldest events first."""
         page = read_page(
             {service: asked.scan(_route(service)) for service in chosen}, cut={}, upward=False, limit=AT_ONCE
         )
-        selection: dict[str, list[int]] = {}
+        last: dict[str, list[int]] = {}
         for service, row_id in page.rows:
-            selection.setdefault(service, []).append(row_id)
-        return selection
+            last.setdefault(service, []).append(row_id)
+        return {service: KeyOrder(_route(service)).oldest(ids, asked) for service, ids in last.items()}
 
     def _carry_out(self, request: HttpRequest, action: str, selection: Selection, reason: str) -> None:
         done = asked = 0
@@ -152,6 +157,11 @@ class DeadEventAdmin(StandalonePage):
         else:
             text = outcome(done, asked, verb="given up", otherwise="not open any more")
         self.message_user(request, text, messages.SUCCESS if done == asked else messages.WARNING)
+
+
+def _overtaken(selection: Selection) -> int:
+    """Return how many of ``selection`` would take effect before an older dead event of their key."""
+    return sum(len(KeyOrder(_route(service)).overtaken(ids)) for service, ids in selection.items())
 
 
 def _route(service: str) -> Any:

@@ -55,16 +55,8 @@ class MessageFilter:
         if self.key:
             # One scan for each status: within (key, status) the index is in the order of ids.
             statuses = [self.status] if self.status else [status.value for status in Status]
-            return {
-                status: IndexScan(
-                    using=route.database,
-                    table=route.table,
-                    where=(Condition("message_key", "= %s", (self.key,)), Condition("status", "= %s", (status,))),
-                    filters=filters,
-                    window=WINDOW // len(statuses),
-                )
-                for status in statuses
-            }
+            window = WINDOW // len(statuses)
+            return {status: _by_key(route, self.key, status, filters, window=window) for status in statuses}
         if self.status:
             return {self.status: _by_status(route, self.status, filters, window=SEQUENTIAL_WINDOW)}
         return {"all": IndexScan(using=route.database, table=route.table, filters=filters, window=SEQUENTIAL_WINDOW)}
@@ -92,6 +84,13 @@ class DeadFilter:
 
     def scan(self, route: ServiceRoute) -> IndexScan:
         """Return the scan of one service's dead rows, those that died last first."""
+        return _by_status(route, Status.DEAD.value, self._filters(), window=WINDOW)
+
+    def scan_of_key(self, route: ServiceRoute, key: str) -> IndexScan:
+        """Return the scan of the dead rows of one key, by id."""
+        return _by_key(route, key, Status.DEAD.value, self._filters(), window=WINDOW)
+
+    def _filters(self) -> tuple[Condition, ...]:
         filters = []
         if self.event_type:
             filters.append(Condition("event_type", "= %s", (self.event_type,)))
@@ -101,7 +100,7 @@ class DeadFilter:
             filters.append(Condition("resolved_at", "IS NULL"))
         elif self.state == GIVEN_UP:
             filters.append(Condition("resolved_at", "IS NOT NULL"))
-        return _by_status(route, Status.DEAD.value, tuple(filters), window=WINDOW)
+        return tuple(filters)
 
 
 def known_event_types(service: str, also: set[str]) -> list[str]:
@@ -116,6 +115,16 @@ def _by_status(route: ServiceRoute, status: str, filters: tuple[Condition, ...],
         where=(Condition("status", "= %s", (status,)),),
         moment="next_retry_at",
         rank="next_retry_at",
+        filters=filters,
+        window=window,
+    )
+
+
+def _by_key(route: ServiceRoute, key: str, status: str, filters: tuple[Condition, ...], *, window: int) -> IndexScan:
+    return IndexScan(
+        using=route.database,
+        table=route.table,
+        where=(Condition("message_key", "= %s", (key,)), Condition("status", "= %s", (status,))),
         filters=filters,
         window=window,
     )

@@ -24,6 +24,7 @@ from outbox.admin.access import demand, may_edit, may_operate, may_see_payload
 from outbox.admin.details import detail_of, load_detail, load_payload
 from outbox.admin.editing import EditForm, editable
 from outbox.admin.filters import MessageFilter, known_event_types
+from outbox.admin.key_order import KeyOrder
 from outbox.admin.lines import load, message_lines
 from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
 from outbox.admin.rendering import visible
@@ -132,6 +133,7 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
             edit_url=self.url("edit", row.pk),
             payload_url=self.url("payload", row.pk),
             history_url=self.url("history", row.pk),
+            **(self._overtaken(row.pk) if row.status == Status.DEAD else {}),
             **(extra_context or {}),
         )
 
@@ -201,7 +203,13 @@ class OutboxMessageAdmin(ReadOnlyAdmin):
             service=self.service,
             form=form,
             row_url=self.url("change", row_id),
+            **self._overtaken(row_id),
         )
+
+    def _overtaken(self, row_id: int) -> dict[str, Any]:
+        """Return what a page says of the older dead event of the same key that a replay of this one would overtake."""
+        older = KeyOrder(self.route).overtaken([row_id]).get(row_id)
+        return {} if older is None else {"overtaken": older, "overtaken_url": self.url("change", older)}
 
     def _tell(self, request: HttpRequest, done: int, text: str) -> None:
         if done:
