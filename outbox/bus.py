@@ -15,7 +15,7 @@ from outbox.catalog import relay_hints, repository_of, route_registry
 from outbox.conf import on_settings_reset, outbox_settings
 from outbox.contracts import EventContract, contracts
 from outbox.envelope import Envelope, encode_envelope
-from outbox.exceptions import InvalidEventError, PayloadTooLargeError, UnknownEventTypeError, WrongDatabaseError
+from outbox.exceptions import PayloadTooLargeError, UnknownEventTypeError, WrongDatabaseError
 from outbox.policies import EventPolicies
 from outbox.routes import ServiceRoute
 from outbox.rows import NewRow
@@ -83,10 +83,7 @@ def encode_stored(contract: EventContract[Any], payload: bytes, *, event_id: str
 
 def _row(contract: EventContract[Any], event: msgspec.Struct, event_id: str) -> NewRow:
     payload = contract.encode(event)
-    aggregate = contract.aggregate_id(event)
-    aggregate_id = "" if aggregate is None else str(aggregate)
-    if "\x00" in aggregate_id:
-        raise InvalidEventError(contract.event_type, field="aggregate_id", reason="it holds a NUL; remove it")
+    aggregate_id = contract.aggregate_text(event)
     return NewRow(
         event_type=contract.event_type,
         message_key=contract.message_key(event),

@@ -83,6 +83,17 @@ class EventContract(Generic[P]):
             )
         return key
 
+    def aggregate_text(self, payload: P) -> str:
+        """Return what the envelope says of the aggregate, an empty text where ``payload`` names none.
+
+        :raises InvalidEventError: it holds a NUL, which no header of a record may hold.
+        """
+        value = self.aggregate_id(payload)
+        text = "" if value is None else str(value)
+        if "\x00" in text:
+            raise InvalidEventError(self.event_type, field="aggregate_id", reason="it holds a NUL; remove it")
+        return text
+
     def encode(self, payload: P) -> bytes:
         """Return the payload as JSON after checking that it keeps this contract.
 

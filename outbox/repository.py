@@ -86,7 +86,7 @@ class OutboxRepository:
         were marked a moment ago and not yet purged, which would make a claim ten times slower; rows that were
         committed late lie before it, so a caller starts from the oldest again and again.
         """
-        search, length = self._searches, self._sql.length.format("m.payload")
+        search, length = self._searches, self._length_of("m.payload")
         due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
@@ -119,10 +119,11 @@ class OutboxRepository:
         """Return the payload columns of those of ``ids`` that have a row, however long."""
         if not ids:
             return {}
-        return dict(self._fetch(f"SELECT id, payload FROM {self._table} WHERE id IN ({id_list(ids)})"))
+        found = self._fetch(f"SELECT id, payload FROM {self._table} WHERE id IN ({id_list(ids)})")
+        return {row_id: payload or "" for row_id, payload in found}
 
     def payload_of(self, row_id: int) -> str:
-        """Return the payload column of one row, however long; an empty text when the row is gone."""
+        """Return the payload column of one row, however long; an empty text when it is NULL or the row is gone."""
         return self.payloads_of([row_id]).get(row_id, "")
 
     def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
@@ -178,7 +179,7 @@ class OutboxRepository:
         """
         if not ids:
             return []
-        now, length = self._sql.now, self._sql.length.format("payload")
+        now, length = self._sql.now, self._length_of("payload")
         found = self._fetch(
             "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
@@ -493,6 +494,10 @@ class OutboxRepository:
         with self._connection.cursor() as cursor:
             cursor.execute(sql, parameters)
             return int(cursor.rowcount)
+
+    def _length_of(self, column: str) -> str:
+        """Return the text of a column's length in bytes; 0 for NULL, which tables of other software allow."""
+        return f"COALESCE({self._sql.length.format(column)}, 0)"
 
     def _fetch(self, sql: str, parameters: Sequence[Any] = ()) -> list[Any]:
         with self._connection.cursor() as cursor:

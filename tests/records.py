@@ -59,7 +59,7 @@ def delivery(
         event_type=contract.event_type,
         event_version=contract.version,
         message_key=contract.message_key(payload),
-        aggregate_id=str(contract.aggregate_id(payload)),
+        aggregate_id=contract.aggregate_text(payload),
         payload=payload,
         attempt=1,
         database=using,

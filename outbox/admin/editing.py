@@ -123,7 +123,7 @@ class EditForm:
                 field="message_key",
                 reason=f"the payload belongs to key {key!r}, the row to {self.key!r}; an edit cannot move an event",
             )
-        aggregate_id = str(self.contract.aggregate_id(payload))
+        aggregate_id = self.contract.aggregate_text(payload)
         try:
             compact = msgspec.json.format(raw, indent=-1)
         except msgspec.MsgspecError as error:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from django.test import Client
 
+from outbox import publish
 from outbox.admin import editing
+from outbox.contracts import contracts
 from outbox.models import OutboxMessage
 from tests.integration.admin_rows import (
     DATABASES,
     MESSAGES,
+    SNAPSHOT,
     add_dead,
     at,
     journal,
@@ -54,6 +59,32 @@ def test_edited_payload_is_stored_in_its_envelope(root: Client, outbox_alias: st
     }
     assert said(answer) == ["Payload saved."]
     assert journal() == [("root", log_of(row), "Payload edited.")]
+
+
+@pytest.mark.parametrize(("aggregate", "stored_as"), [(None, ""), (0, "0")])
+def test_edit_names_the_aggregate_as_publish_does(
+    root: Client, outbox_alias: str, monkeypatch: pytest.MonkeyPatch, aggregate: object, stored_as: str
+) -> None:
+    contract = replace(contracts.get(SNAPSHOT), aggregate_id=lambda _: aggregate)
+    monkeypatch.setitem(contracts._by_type, SNAPSHOT, contract)
+    monkeypatch.setitem(contracts._by_payload, contract.payload_type, contract)
+    edited = add_dead()
+    edit(root, edited, snapshot(phase="plan"))
+    event = msgspec.convert(snapshot(phase="plan"), type=contract.payload_type)
+    event_id = publish(event)
+    published = type(edited).objects.using(outbox_alias).get(payload__contains=event_id)
+    assert json.loads(now_of(edited).payload)["aggregate_id"] == stored_as
+    assert json.loads(published.payload)["aggregate_id"] == stored_as
+
+
+def test_edit_that_names_an_aggregate_which_no_record_holds_is_not_saved(
+    root: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = replace(contracts.get(SNAPSHOT), aggregate_id=lambda _: "a\x00b")
+    monkeypatch.setitem(contracts._by_type, SNAPSHOT, contract)
+    row = add_dead()
+    assert "'aggregate_id': it holds a NUL; remove it" in edit(root, row, snapshot()).context["form"].problem
+    assert now_of(row).payload == row.payload
 
 
 def test_edited_event_is_replayed_at_once(root: Client, outbox_alias: str, replayed: list[dict[str, Any]]) -> None:
