@@ -56,8 +56,9 @@ class ServiceStatus:
     event_types: tuple[tuple[str, str], ...]
     """(event type, current version)."""
     counts: dict[Status, Count]
-    open_dead: Count
-    """Dead rows that nobody has given up on."""
+    """Rows by status; of the dead ones those that are open: a person has not dismissed (given up) them."""
+    dismissed: Count
+    """Dead rows that a person has dismissed."""
     open_rejected: Count
     foreign: Count
     """Unfinished rows of event types that other services own."""
@@ -78,22 +79,27 @@ def service_status(
     """Return how the service of ``route`` is doing; a worker counts as alive for ``ttl`` after its last beat."""
     lag, lag_problem = _lag(route, broker)
     switch = ServiceSwitch.objects.using(route.database).filter(pk=route.service).first()
+    counts = {
+        status: count_rows(route, "status = %s", [status.value], cap=cap) for status in Status if status != Status.DEAD
+    }
+    counts[Status.DEAD], dismissed = _count_open(
+        route.database,
+        f"{route.table} WHERE status = %s ORDER BY next_retry_at DESC, id DESC",
+        Status.DEAD.value,
+        cap,
+    )
+    open_rejected, _ = _count_open(
+        route.database,
+        f"{RejectedRecord._meta.db_table} WHERE service = %s ORDER BY service DESC, id DESC",
+        route.service,
+        cap,
+    )
     return ServiceStatus(
         route=route,
         event_types=tuple((contract.event_type, contract.version) for contract in contracts.of_service(route.service)),
-        counts={status: count_rows(route, "status = %s", [status.value], cap=cap) for status in Status},
-        open_dead=_count_open(
-            route.database,
-            f"{route.table} WHERE status = %s ORDER BY next_retry_at DESC, id DESC",
-            Status.DEAD.value,
-            cap,
-        ),
-        open_rejected=_count_open(
-            route.database,
-            f"{RejectedRecord._meta.db_table} WHERE service = %s ORDER BY service DESC, id DESC",
-            route.service,
-            cap,
-        ),
+        counts=counts,
+        dismissed=dismissed,
+        open_rejected=open_rejected,
         foreign=_foreign(route, registry.foreign_types(route.service), cap),
         oldest_due_age=oldest_due_age(route, registry.foreign_types(route.service)),
         lag=lag,
@@ -148,8 +154,10 @@ def _foreign(route: ServiceRoute, foreign_types: tuple[str, ...], cap: int) -> C
     return Count(min(found, cap), found > cap or (found > 0 and any(looked_at == cap * 2 for looked_at, _ in counts)))
 
 
-def _count_open(using: str, newest: str, parameter: str, cap: int) -> Count:
-    """Count what nobody resolved among the ``cap`` * 2 newest rows; there may be more behind them: then it is capped.
+def _count_open(using: str, newest: str, parameter: str, cap: int) -> tuple[Count, Count]:
+    """Count what is open and what a person resolved among the ``cap`` * 2 newest rows.
+
+    There may be more behind them: then both are capped.
 
     The limit stands inside: a long list of resolved rows is not read through for the open ones.
     """
@@ -159,7 +167,9 @@ def _count_open(using: str, newest: str, parameter: str, cap: int) -> Count:
         f" FROM (SELECT resolved_at FROM {newest} LIMIT %s) newest",
         [parameter, cap * 2],
     )[0]
-    return Count(min(found, cap), found > cap or looked_at == cap * 2)
+    has_more = looked_at == cap * 2
+    resolved = looked_at - found
+    return Count(min(found, cap), found > cap or has_more), Count(min(resolved, cap), resolved > cap or has_more)
 
 
 def _lag(route: ServiceRoute, broker: Broker | None) -> tuple[int | None, str]:

@@ -66,9 +66,10 @@ def _events(status: ServiceStatus) -> list[Problem]:
     if age is not None and age >= SLOW_AFTER and not status.relay_paused:
         severity = Severity.BAD if age >= STUCK_AFTER else Severity.WARN
         found.append(Problem(severity, f"The oldest event that is due waits for {age_text(age)}."))
-    if status.open_dead.value:
-        plural = "event is" if status.open_dead.value == 1 else "events are"
-        found.append(Problem(Severity.BAD, f"{status.open_dead} {plural} dead and open."))
+    dead = status.counts[Status.DEAD]
+    if dead.value:
+        plural = "event is" if dead.value == 1 else "events are"
+        found.append(Problem(Severity.BAD, f"{dead} {plural} dead and open."))
     if status.open_rejected.value:
         plural = "record was" if status.open_rejected.value == 1 else "records were"
         found.append(Problem(Severity.WARN, f"{status.open_rejected} broker {plural} rejected."))

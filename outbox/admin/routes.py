@@ -168,16 +168,11 @@ class RouteAdmin(StandalonePage):
     def _numbers(self, request: HttpRequest, status: ServiceStatus) -> list[Number]:
         service = status.route.service
         messages_url = model_url(self.admin_site, service_models()[service], "changelist")
-        counts = [
-            Number(
-                name.value, name.value, str(count), messages_url and f"{messages_url}?status={name}", count.value == 0
-            )
-            for name, count in status.counts.items()
-            if name is not Status.DEAD
-        ]
         dead_url = f"{model_url(self.admin_site, DeadEvent, 'changelist')}?service={service}"
-        dead = status.open_dead
-        counts.append(Number("dead", "dead", str(dead), dead_url, dead.value == 0))
+        counts = []
+        for name, count in status.counts.items():
+            url = dead_url if name is Status.DEAD else messages_url and f"{messages_url}?status={name}"
+            counts.append(Number(name.value, name.value, str(count), url, count.value == 0))
         if status.open_rejected.value and request.user.has_perm("outbox.view_rejectedrecord"):
             url = f"{model_url(self.admin_site, RejectedRecord, 'changelist')}?service={service}"
             counts.append(Number("rejected", "rejected", str(status.open_rejected), url, is_zero=False))

@@ -95,7 +95,8 @@ def _service(report: ServiceReport) -> dict[str, Any]:
         "database": status.route.database,
         "events": [{"type": event_type, "version": version} for event_type, version in status.event_types],
         "counts": {each.value: _count(count) for each, count in status.counts.items()},
-        "open_dead": _count(status.open_dead),
+        "open_dead": _count(status.counts[Status.DEAD]),
+        "dismissed": _count(status.dismissed),
         "open_rejected": _count(status.open_rejected),
         "foreign": _count(status.foreign),
         "oldest_due_age_seconds": None if due is None else round(due.total_seconds(), 3),
@@ -125,7 +126,7 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
 
 def _attention(status: ServiceStatus, *, stalled: bool) -> tuple[str, ...]:
     found = (
-        ("dead", status.open_dead.value > 0),
+        ("dead", status.counts[Status.DEAD].value > 0),
         ("rejected", status.open_rejected.value > 0),
         ("foreign", status.foreign.value > 0),
         ("stalled", stalled),

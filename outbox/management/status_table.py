@@ -77,7 +77,7 @@ def _notes(report: ServiceReport) -> str:
     found = (
         ("relay paused", status.relay_paused),
         ("consumer paused", status.consumer_paused),
-        (f"{status.open_dead} dead to look at", status.open_dead.value > 0),
+        (f"{status.counts[Status.DEAD]} dead to look at", status.counts[Status.DEAD].value > 0),
         (f"{status.open_rejected} rejected", status.open_rejected.value > 0),
         (f"{status.foreign} foreign rows: rehome them", status.foreign.value > 0),
         ("stalled", "stalled" in report.attention),

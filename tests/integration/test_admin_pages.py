@@ -6,10 +6,12 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 from html.parser import HTMLParser
+from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib import admin
+from django.core.management import call_command
 from django.db import connections
 from django.db.utils import OperationalError
 from django.test import Client
@@ -275,6 +277,17 @@ def test_counts_lead_to_what_they_count(root: Client, outbox_alias: str) -> None
     }
     for number in numbers.values():
         assert len(root.get(number.url).context["lines"]) == int(number.text)
+
+
+def test_dead_is_the_number_that_outbox_status_says(root: Client, outbox_alias: str) -> None:
+    for number in range(5):
+        add_dead(resolved_at=at(0) if number < 2 else None)
+    (on_page,) = (number.text for number in line_of(root).numbers if number.label == "dead")
+    said = StringIO()
+    call_command("outbox_status", "agent", stdout=said)
+    header, line = said.getvalue().splitlines()
+    assert (on_page, line.split()[header.split().index("DEAD")]) == ("3", "3")
+    assert len(root.get(f"{DEAD}?service=agent").context["lines"]) == 3
 
 
 def test_what_is_wrong_is_said_the_worst_first(root: Client, outbox_alias: str) -> None:

@@ -195,6 +195,7 @@ def test_json_keys_are_stable_and_documented(alias: str) -> None:
         "events",
         "counts",
         "open_dead",
+        "dismissed",
         "open_rejected",
         "foreign",
         "oldest_due_age_seconds",
@@ -247,6 +248,15 @@ def test_dead_event_that_was_given_up_needs_nobody(alias: str) -> None:
     dead = factories.row(alias, status="dead")
     factories.repository().give_up([dead], by="me", reason="known")
     assert attention() == []
+
+
+def test_dead_are_those_that_nobody_gave_up(alias: str) -> None:
+    dead = factories.rows(alias, 5, status="dead")
+    factories.repository().give_up(dead[:2], by="me", reason="known")
+    cells, shown = status(), as_json()
+    assert (cells["DEAD"], cells["NOTES"]) == ("3", "3 dead to look at")
+    assert shown["counts"]["dead"] == shown["open_dead"] == {"value": 3, "capped": False}
+    assert shown["dismissed"] == {"value": 2, "capped": False}
 
 
 def test_work_is_stalled_after_the_time_that_was_given(alias: str) -> None:

@@ -19,10 +19,10 @@ from outbox.workers import open_broker, routes_of
 
 class Command(BaseCommand):
     help = (
-        "Say how the named services, or all, are doing: rows by status (a number with '+' is a lower bound), age of "
-        "the oldest row that is due, lag of the consumer group, running relays and consumers with their shards. A "
-        "broker that is away makes the lag unknown, nothing else. Exit code: 0 done, 1 an error, 2 with --check: "
-        "something needs a person."
+        "Say how the named services, or all, are doing: rows by status (a number with '+' is a lower bound; DEAD are "
+        "those that nobody gave up), age of the oldest row that is due, lag of the consumer group, running relays and "
+        "consumers with their shards. A broker that is away makes the lag unknown, nothing else. Exit code: 0 done, 1 "
+        "an error, 2 with --check: something needs a person."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
