@@ -29,6 +29,12 @@ class EventPolicies:
         contract = self._contract(event_type)
         return self.configured.time_limit(event_type, contract.time_limit if contract else None)
 
+    def longest_call(self, service: str) -> timedelta:
+        """Return how long the slowest handler of a service may take until its process ends over it."""
+        limits = [self.time_limit(contract.event_type) for contract in self.contracts.of_service(service)]
+        default = timedelta(seconds=self.configured.consumer.handler_time_limit_seconds)
+        return max([default, *limits]) + timedelta(seconds=self.configured.consumer.hung_handler_grace_seconds)
+
     def parks_key(self, event_type: str) -> bool:
         """Say whether the death of an event holds back the later events of its key."""
         options = self.configured.events.get(event_type)

@@ -17,7 +17,7 @@ from typing import Any
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox import signals
-from outbox.brokers.base import Broker, OutgoingRecord, PendingSend, Producer
+from outbox.brokers.base import Broker, OutgoingRecord, PendingSend, Positions, Producer
 from outbox.conf import RelayOptions
 from outbox.envelope import Envelope, decode_envelope, encode_message, headers_of
 from outbox.exceptions import BrokerUnavailableError, EnvelopeError
@@ -99,6 +99,7 @@ class Relay:
         self._swept_at = clock()
         self._redelivered_at: float | None = None
         self._horizon = DeliveryHorizon()
+        self._positions_problem = ""
         self._backoff = ConnectionBackoff(self._route.service, "relay")
         self._idle_pause = self._shortest_pause = timedelta(milliseconds=options.poll_interval_ms)
         self._open_wake_ups = wake_ups
@@ -266,7 +267,7 @@ class Relay:
             return False
         self._redelivered_at = now_s
         now = self._repository.now()
-        positions = self._broker.positions(self._route)
+        positions = self._positions()
         horizon = self._horizon.update(now, positions) if positions is not None else None
         if horizon is None:
             return False
@@ -281,6 +282,22 @@ class Relay:
             logger.warning("relay of %s: %d rows were stuck in published and go out again", self._route.service, count)
             signals.redelivered.send_robust(self._route.service, count=count)
         return count > 0
+
+    def _positions(self) -> Positions | None:
+        """Return the group's positions; None where they are not to be had, which is no reason to stop sending."""
+        try:
+            positions = self._broker.positions(self._route)
+        except BrokerUnavailableError as error:
+            if not self._positions_problem:
+                logger.warning(
+                    "relay of %s: lost records are not sent again while the group's positions cannot be read: %s",
+                    self._route.service,
+                    error,
+                )
+            self._positions_problem = str(error)
+            return None
+        self._positions_problem = ""
+        return positions
 
     # --- the loop ------------------------------------------------------------------------------------------------
 

@@ -12,17 +12,19 @@ from typing import Any, Final
 
 from django.db import connections
 
-from outbox.brokers.base import Broker
+from outbox.conf import outbox_settings
 from outbox.contracts import contracts
-from outbox.exceptions import BrokerUnavailableError
 from outbox.fields import UtcNow, from_now
 from outbox.leases import CONSUMER, RELAY
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+from outbox.policies import EventPolicies
 from outbox.routes import RouteRegistry, ServiceRoute
 from outbox.sql import dialect_of, from_db, placeholders
 
 COUNT_CAP: Final = 10_000
+HUNG_AFTER: Final = timedelta(minutes=1)
+"""Beyond the longest that a worker's loop may wait for a broker or a handler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +48,10 @@ class WorkerStatus:
     started_at: datetime
     shards: int
     """Shards of keys that it leases; 0 for a consumer whose broker shares out the work itself."""
+    moved_ago: timedelta | None = None
+    """How long its loop had not moved when it was last seen; None for one that does not say."""
+    is_hung: bool = False
+    """That is longer than anything that it may wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +65,13 @@ class ServiceStatus:
     """Rows by status; of the dead ones those that are open: a person has not dismissed (given up) them."""
     dismissed: Count
     """Dead rows that a person has dismissed."""
+    parks_a_key: bool
+    """An open dead row holds back the later events of its key."""
     open_rejected: Count
     foreign: Count
     """Unfinished rows of event types that other services own."""
     oldest_due_age: timedelta | None
     """Age, since its creation, of the row that has been due the longest; None when nothing is due."""
-    lag: int | None
-    """Records that the consumer group has not committed; None where the broker has none or is away."""
-    lag_problem: str
     relays: tuple[WorkerStatus, ...]
     consumers: tuple[WorkerStatus, ...]
     relay_paused: bool
@@ -74,14 +79,15 @@ class ServiceStatus:
 
 
 def service_status(
-    route: ServiceRoute, registry: RouteRegistry, *, ttl: timedelta, broker: Broker | None = None, cap: int = COUNT_CAP
+    route: ServiceRoute, registry: RouteRegistry, *, ttl: timedelta, cap: int = COUNT_CAP
 ) -> ServiceStatus:
     """Return how the service of ``route`` is doing; a worker counts as alive for ``ttl`` after its last beat."""
-    lag, lag_problem = _lag(route, broker)
+    configured = outbox_settings()
+    longest_call = EventPolicies(contracts, configured).longest_call(route.service)
     switch = ServiceSwitch.objects.using(route.database).filter(pk=route.service).first()
-    counts = {
-        status: count_rows(route, "status = %s", [status.value], cap=cap) for status in Status if status != Status.DEAD
-    }
+    counts: dict[Status, Count] = {}
+    for status in (Status.PENDING, Status.PUBLISHED, Status.CONSUMED):
+        counts[status] = count_rows(route, "status = %s", [status.value], cap=cap)
     counts[Status.DEAD], dismissed = _count_open(
         route.database,
         f"{route.table} WHERE status = %s ORDER BY next_retry_at DESC, id DESC",
@@ -100,12 +106,11 @@ def service_status(
         counts=counts,
         dismissed=dismissed,
         open_rejected=open_rejected,
+        parks_a_key=_parks_a_key(route, cap),
         foreign=_foreign(route, registry.foreign_types(route.service), cap),
         oldest_due_age=oldest_due_age(route, registry.foreign_types(route.service)),
-        lag=lag,
-        lag_problem=lag_problem,
-        relays=_workers(route, RELAY, RELAY, ttl),
-        consumers=_workers(route, CONSUMER, f"{CONSUMER}-shards", ttl),
+        relays=_workers(route, RELAY, RELAY, ttl, waits=timedelta(seconds=configured.relay.send_timeout_seconds)),
+        consumers=_workers(route, CONSUMER, f"{CONSUMER}-shards", ttl, waits=longest_call),
         relay_paused=bool(switch and switch.relay_paused),
         consumer_paused=bool(switch and switch.consumer_paused),
     )
@@ -135,6 +140,17 @@ def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> 
         [Status.PENDING.value, *foreign_types],
     )
     return max(from_db(found[0][1]) - from_db(found[0][0]), timedelta(0)) if found else None
+
+
+def _parks_a_key(route: ServiceRoute, cap: int) -> bool:
+    """Say whether one of the ``cap`` * 2 rows that died last parks its key."""
+    found = _fetch(
+        route.database,
+        f"SELECT COUNT(CASE WHEN parks_key = %s THEN 1 END) FROM (SELECT parks_key FROM {route.table}"
+        " WHERE status = %s ORDER BY next_retry_at DESC, id DESC LIMIT %s) newest",
+        [True, Status.DEAD.value, cap * 2],
+    )
+    return bool(found[0][0])
 
 
 def _foreign(route: ServiceRoute, foreign_types: tuple[str, ...], cap: int) -> Count:
@@ -172,17 +188,9 @@ def _count_open(using: str, newest: str, parameter: str, cap: int) -> tuple[Coun
     return Count(min(found, cap), found > cap or has_more), Count(min(resolved, cap), resolved > cap or has_more)
 
 
-def _lag(route: ServiceRoute, broker: Broker | None) -> tuple[int | None, str]:
-    if broker is None:
-        return None, ""
-    try:
-        positions = broker.positions(route)
-    except BrokerUnavailableError as error:
-        return None, str(error)
-    return (None if positions is None else positions.lag), ""
-
-
-def _workers(route: ServiceRoute, role: str, lease_role: str, ttl: timedelta) -> tuple[WorkerStatus, ...]:
+def _workers(
+    route: ServiceRoute, role: str, lease_role: str, ttl: timedelta, *, waits: timedelta
+) -> tuple[WorkerStatus, ...]:
     leases = ShardLease.objects.using(route.database).filter(
         service=route.service, role=lease_role, expires_at__gt=UtcNow()
     )
@@ -191,8 +199,21 @@ def _workers(route: ServiceRoute, role: str, lease_role: str, ttl: timedelta) ->
         shards[owner] = shards.get(owner, 0) + 1
     alive = Worker.objects.using(route.database).filter(service=route.service, role=role, seen_at__gt=from_now(-ttl))
     return tuple(
-        WorkerStatus(worker.worker_id, worker.host, worker.pid, worker.started_at, shards.get(worker.worker_id, 0))
+        _worker(worker, shards.get(worker.worker_id, 0), hung_after=waits + HUNG_AFTER)
         for worker in alive.order_by("started_at", "worker_id")
+    )
+
+
+def _worker(worker: Worker, shards: int, *, hung_after: timedelta) -> WorkerStatus:
+    moved_ago = None if worker.moved_at is None else max(worker.seen_at - worker.moved_at, timedelta(0))
+    return WorkerStatus(
+        worker_id=worker.worker_id,
+        host=worker.host,
+        pid=worker.pid,
+        started_at=worker.started_at,
+        shards=shards,
+        moved_ago=moved_ago,
+        is_hung=moved_ago is not None and moved_ago > hung_after,
     )
 
 

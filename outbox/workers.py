@@ -171,13 +171,14 @@ def run_consumers(
 
     configured = outbox_settings()
     watchdog = Watchdog(grace=_grace(configured), end_process=end_process)
+    policies = EventPolicies(contracts, configured)
     runs: dict[str, WorkerRun[ConsumerTotals]] = {}
     for route in routes:
         consumer = build_consumer(route, broker, watchdog=watchdog)
         consumers.append(consumer)
         is_drained = _bound(topic_is_drained, route, broker) if once else None
         run = _bound(consumer.run, stop, max_events=max_events, is_drained=is_drained)
-        runs[route.service] = WorkerRun(run, using=route.database, idle=_consumer_idle(route, configured))
+        runs[route.service] = WorkerRun(run, using=route.database, idle=policies.longest_call(route.service))
     try:
         return run_together(runs, stop)
     finally:
@@ -186,14 +187,6 @@ def run_consumers(
 
 def _grace(configured: OutboxSettings) -> timedelta:
     return timedelta(seconds=configured.consumer.hung_handler_grace_seconds)
-
-
-def _consumer_idle(route: ServiceRoute, configured: OutboxSettings) -> timedelta:
-    """Return for how long a consumer's session may say nothing: what its slowest handler may take, and its grace."""
-    policies = EventPolicies(contracts, configured)
-    limits = [policies.time_limit(contract.event_type) for contract in contracts.of_service(route.service)]
-    default = timedelta(seconds=configured.consumer.handler_time_limit_seconds)
-    return max([default, *limits]) + _grace(configured)
 
 
 def topic_is_drained(route: ServiceRoute, broker: Broker) -> bool:

@@ -42,7 +42,7 @@ def problems_of(status: ServiceStatus, *, lag_problem: str, word: str) -> list[P
     """Return what is wrong with a service, the worst first. ``word`` is who paused it, when and why."""
     found = [*_workers(status, word), *_events(status)]
     if lag_problem:
-        found.append(Problem(Severity.WARN, f"Lag unknown. {lag_problem}"))
+        found.append(Problem(Severity.BAD, f"The broker does not answer: {lag_problem}"))
     order = list(Severity)
     return sorted(found, key=lambda problem: -order.index(problem.severity))
 
@@ -53,6 +53,11 @@ def _workers(status: ServiceStatus, word: str) -> list[Problem]:
         found.append(Problem(Severity.WARN, f"The relay is paused ({word})."))
     elif not status.relays and status.counts[Status.PENDING].value:
         found.append(Problem(Severity.BAD, "Events are pending and no relay runs."))
+    for role, workers in (("relay", status.relays), ("consumer", status.consumers)):
+        for each in workers:
+            if each.is_hung and each.moved_ago is not None:
+                text = f"The {role} {each.host}:{each.pid} lives and has not moved for {age_text(each.moved_ago)}."
+                found.append(Problem(Severity.BAD, text))
     if status.consumer_paused:
         found.append(Problem(Severity.WARN, f"The consumer is paused ({word})."))
     elif not status.consumers and status.counts[Status.PUBLISHED].value:

@@ -16,11 +16,11 @@ from django.utils import timezone
 from outbox.admin import operations
 from outbox.admin.access import demand, may_operate, visible_services
 from outbox.admin.health import Problem, Severity, problems_of, worst
-from outbox.admin.lag import LagReport, lag_report
 from outbox.admin.pages import DeadEvent, Route, StandalonePage, model_url
 from outbox.admin.rendering import age_text, moment, visible
 from outbox.catalog import route_registry, service_models
 from outbox.conf import outbox_settings
+from outbox.lag import LagReport, lag_report
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch
 from outbox.routes import ServiceRoute

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import connections
+from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.brokers.base import Broker
 from outbox.catalog import route_registry
 from outbox.conf import outbox_settings
+from outbox.lag import LagProbe, read_lags
 from outbox.lifecycle import Status
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
@@ -22,32 +25,95 @@ from outbox.statistics import Count, ServiceStatus, WorkerStatus, count_rows, se
 
 @dataclass(frozen=True, slots=True)
 class ServiceReport:
-    """One service, and what a person should look at: some of ``dead``, ``rejected``, ``foreign``, ``stalled``."""
+    """One service, and what a person should look at: some of the words that docs/configuration.md lists."""
 
-    status: ServiceStatus
+    route: ServiceRoute
+    status: ServiceStatus | None
+    """None while its database does not answer."""
+    database_problem: str
+    lag: int | None
+    """Records that the consumer group has not committed; None where the broker has none or does not answer."""
+    broker_problem: str
     attention: tuple[str, ...]
 
 
-def gather(routes: Sequence[ServiceRoute], broker: Broker, *, stalled_after: timedelta) -> list[ServiceReport]:
-    """Ask databases and broker; a broker that is away is asked once, and its reason stands in every report."""
-    registry = route_registry()
-    ttl = timedelta(seconds=outbox_settings().leases.ttl_seconds)
-    reports = []
-    away = ""
-    for route in routes:
-        status = service_status(route, registry, ttl=ttl, broker=None if away else broker)
-        away = away or status.lag_problem
-        if away and not status.lag_problem:
-            status = replace(status, lag_problem=away)
-        stalled = is_stalled(route, registry.foreign_types(route.service), longer_than=stalled_after)
-        reports.append(ServiceReport(status, _attention(status, stalled=stalled)))
-    return reports
+class StatusProbe:
+    """Asks the databases, each on a thread of its own, and the broker; waits for no answer longer than ``patience``."""
+
+    def __init__(self, routes: Sequence[ServiceRoute], *, stalled_after: timedelta, patience: timedelta) -> None:
+        self._routes = routes
+        self._stalled_after = stalled_after
+        self._patience = patience
+        self._lags = LagProbe(read_lags, patience=patience)
+
+    def reports(self) -> list[ServiceReport]:
+        """Return how each service is doing now."""
+        deadline = time.monotonic() + self._patience.total_seconds()
+        looks = {using: _DatabaseLook(self._of(using), self._stalled_after) for using in self._databases()}
+        for look in looks.values():
+            look.start()
+        lag = self._lags.report(self._routes)
+        for look in looks.values():
+            look.join(max(0.0, deadline - time.monotonic()))
+        reports = []
+        for route in self._routes:
+            look = looks[route.database]
+            found = look.found.get(route.service)
+            problem = "" if found else look.problem or f"no answer within {self._patience.total_seconds():g} s"
+            reports.append(
+                ServiceReport(
+                    route=route,
+                    status=found[0] if found else None,
+                    database_problem=problem,
+                    lag=lag.lags.get(route.service),
+                    broker_problem=lag.problem,
+                    attention=_attention(*found or (None, False), broker_problem=lag.problem),
+                )
+            )
+        return reports
+
+    def _databases(self) -> list[str]:
+        return list(dict.fromkeys(route.database for route in self._routes))
+
+    def _of(self, using: str) -> list[ServiceRoute]:
+        return [route for route in self._routes if route.database == using]
+
+
+class _DatabaseLook(threading.Thread):
+    """Asks one database about its services. Those that it answered for in time are in ``found``."""
+
+    def __init__(self, routes: Sequence[ServiceRoute], stalled_after: timedelta) -> None:
+        super().__init__(name=f"outbox-status-{routes[0].database}", daemon=True)
+        self.found: dict[str, tuple[ServiceStatus, bool]] = {}
+        self.problem = ""
+        self._routes = routes
+        self._stalled_after = stalled_after
+
+    def run(self) -> None:
+        registry = route_registry()
+        ttl = timedelta(seconds=outbox_settings().leases.ttl_seconds)
+        try:
+            for route in self._routes:
+                status = service_status(route, registry, ttl=ttl)
+                foreign_types = registry.foreign_types(route.service)
+                self.found[route.service] = (status, is_stalled(route, foreign_types, longer_than=self._stalled_after))
+        except (DatabaseError, InterfaceError) as error:
+            self.problem = str(error).partition("\n")[0]
+        finally:
+            connections.close_all()
 
 
 def call_for_a_person(reports: Sequence[ServiceReport]) -> str:
     """Say which services need one and why; an empty text when none does."""
-    needy = [f"{each.status.route.service}: {', '.join(each.attention)}" for each in reports if each.attention]
+    needy = [f"{each.route.service}: {', '.join(each.attention)}" for each in reports if each.attention]
     return f"a person is needed ({'; '.join(needy)})" if needy else ""
+
+
+def databases_away(reports: Sequence[ServiceReport]) -> str:
+    """Name the databases that do not answer, and why; an empty text when all do."""
+    return "; ".join(
+        dict.fromkeys(f"{each.route.database}: {each.database_problem}" for each in reports if each.database_problem)
+    )
 
 
 def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than: timedelta) -> bool:
@@ -76,23 +142,29 @@ class JsonView:
     def show(self, reports: Sequence[ServiceReport]) -> str:
         return self._dump({"services": [_service(report) for report in reports]})
 
-    def say_away(self, problem: str) -> str:
-        return self._dump({"error": f"database error: {problem}", "services": []})
-
     def _dump(self, content: dict[str, Any]) -> str:
         at = datetime.now(UTC).isoformat(timespec="seconds")
         return json.dumps({"generated_at": at, **content}, indent=self._indent, ensure_ascii=False)
 
 
 def _service(report: ServiceReport) -> dict[str, Any]:
-    status = report.status
+    route, status = report.route, report.status
+    named = {
+        "service": route.service,
+        "table": route.table,
+        "topic": route.topic,
+        "group": route.group,
+        "database": route.database,
+        "database_problem": report.database_problem,
+        "lag": report.lag,
+        "lag_problem": report.broker_problem,
+        "attention": list(report.attention),
+    }
+    if status is None:
+        return named
     due = status.oldest_due_age
     return {
-        "service": status.route.service,
-        "table": status.route.table,
-        "topic": status.route.topic,
-        "group": status.route.group,
-        "database": status.route.database,
+        **named,
         "events": [{"type": event_type, "version": version} for event_type, version in status.event_types],
         "counts": {each.value: _count(count) for each, count in status.counts.items()},
         "open_dead": _count(status.counts[Status.DEAD]),
@@ -100,13 +172,10 @@ def _service(report: ServiceReport) -> dict[str, Any]:
         "open_rejected": _count(status.open_rejected),
         "foreign": _count(status.foreign),
         "oldest_due_age_seconds": None if due is None else round(due.total_seconds(), 3),
-        "lag": status.lag,
-        "lag_problem": status.lag_problem,
         "relays": [_worker(worker) for worker in status.relays],
         "consumers": [_worker(worker) for worker in status.consumers],
         "relay_paused": status.relay_paused,
         "consumer_paused": status.consumer_paused,
-        "attention": list(report.attention),
     }
 
 
@@ -121,12 +190,22 @@ def _worker(worker: WorkerStatus) -> dict[str, Any]:
         "pid": worker.pid,
         "started_at": worker.started_at.isoformat(timespec="seconds"),
         "shards": worker.shards,
+        "moved_seconds_ago": None if worker.moved_ago is None else round(worker.moved_ago.total_seconds(), 3),
+        "is_hung": worker.is_hung,
     }
 
 
-def _attention(status: ServiceStatus, *, stalled: bool) -> tuple[str, ...]:
+def _attention(status: ServiceStatus | None, stalled: bool, *, broker_problem: str) -> tuple[str, ...]:
+    if status is None:
+        return ("database", *(["broker"] if broker_problem else []))
+    workers = (*status.relays, *status.consumers)
     found = (
+        ("broker", bool(broker_problem)),
+        ("no relay", not status.relays),
+        ("no consumer", not status.consumers),
+        ("hung", any(worker.is_hung for worker in workers)),
         ("dead", status.counts[Status.DEAD].value > 0),
+        ("parked", status.parks_a_key),
         ("rejected", status.open_rejected.value > 0),
         ("foreign", status.foreign.value > 0),
         ("stalled", stalled),

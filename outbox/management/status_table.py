@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from outbox.lifecycle import Status
 from outbox.management.reporting import humanise, table
-from outbox.management.status_report import ServiceReport
+from outbox.management.status_report import ServiceReport, databases_away
 from outbox.statistics import ServiceStatus, WorkerStatus
 
 _HEADER: Final = (
@@ -35,13 +35,11 @@ class TableView:
 
     def show(self, reports: Sequence[ServiceReport]) -> str:
         lines = [table(_HEADER, [_cells(report) for report in reports], right=_RIGHT)]
-        for problem in dict.fromkeys(report.status.lag_problem for report in reports):
-            if problem:
-                lines.append(f"lag unknown: {problem}")
+        if away := databases_away(reports):
+            lines.append(f"database unavailable: {away}")
+        if problem := next((each.broker_problem for each in reports), ""):
+            lines.append(f"broker unavailable, lag unknown: {problem}")
         return self._under_date("\n".join(lines))
-
-    def say_away(self, problem: str) -> str:
-        return self._under_date(f"database error: {problem}")
 
     def _under_date(self, text: str) -> str:
         return f"{timezone.localtime():%Y-%m-%d %H:%M:%S}\n{text}" if self._dated else text
@@ -49,21 +47,23 @@ class TableView:
 
 def _cells(report: ServiceReport) -> tuple[str, ...]:
     status = report.status
+    if status is None:
+        return (report.route.service, *"?????", _lag(report), "?", "?", "database unavailable")
     return (
-        status.route.service,
+        report.route.service,
         *(str(status.counts[each]) for each in (Status.PENDING, Status.PUBLISHED, Status.CONSUMED, Status.DEAD)),
         "-" if status.oldest_due_age is None else humanise(status.oldest_due_age),
-        _lag(status),
+        _lag(report),
         _workers(status.relays),
         _workers(status.consumers),
-        _notes(report),
+        _notes(report, status),
     )
 
 
-def _lag(status: ServiceStatus) -> str:
-    if status.lag_problem:
+def _lag(report: ServiceReport) -> str:
+    if report.broker_problem:
         return "?"
-    return "-" if status.lag is None else f"{status.lag:,}"
+    return "-" if report.lag is None else f"{report.lag:,}"
 
 
 def _workers(workers: Sequence[WorkerStatus]) -> str:
@@ -72,12 +72,19 @@ def _workers(workers: Sequence[WorkerStatus]) -> str:
     return f"{len(workers)} ({shards})" if any(worker.shards for worker in workers) else str(len(workers))
 
 
-def _notes(report: ServiceReport) -> str:
-    status = report.status
+def _notes(report: ServiceReport, status: ServiceStatus) -> str:
+    dead = f"{status.counts[Status.DEAD]} dead to look at"
     found = (
         ("relay paused", status.relay_paused),
         ("consumer paused", status.consumer_paused),
-        (f"{status.counts[Status.DEAD]} dead to look at", status.counts[Status.DEAD].value > 0),
+        ("no relay runs", not status.relays),
+        ("no consumer runs", not status.consumers),
+        *(
+            (f"{role} {each.host}:{each.pid} hangs", each.is_hung)
+            for role, workers in (("relay", status.relays), ("consumer", status.consumers))
+            for each in workers
+        ),
+        (f"{dead}, which hold back their keys" if status.parks_a_key else dead, status.counts[Status.DEAD].value > 0),
         (f"{status.open_rejected} rejected", status.open_rejected.value > 0),
         (f"{status.foreign} foreign rows: rehome them", status.foreign.value > 0),
         ("stalled", "stalled" in report.attention),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -9,6 +10,8 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,15 +24,18 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 from django.db.utils import OperationalError
 
+from outbox import lag
 from outbox.brokers.base import Broker
 from outbox.brokers.memory import MemoryBroker
-from outbox.fields import SHARD_COUNT, UtcNow
+from outbox.fields import SHARD_COUNT, UtcNow, from_now
+from outbox.management import status_report
 from outbox.management.commands import outbox_status, outbox_topics
 from outbox.management.status_watch import watch
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.shutdown import StopFlag
 from tests import factories
 from tests.conftest import SERVICES, Configure
+from tests.repositories import FAILURE
 from tests.services import CHECKOUT, require
 from tests.waiting import wait_until
 
@@ -42,7 +48,8 @@ on_sqlite = pytest.mark.parametrize("database_alias", ["default"], indirect=True
 
 def run(command: str, *arguments: str) -> str:
     out = StringIO()
-    call_command(command, *arguments, stdout=out, stderr=StringIO())
+    patience = ["--patience", "30s"] if command == "outbox_status" and "--patience" not in arguments else []
+    call_command(command, *arguments, *patience, stdout=out, stderr=StringIO())
     return out.getvalue()
 
 
@@ -59,6 +66,14 @@ def as_json(*arguments: str) -> dict[str, Any]:
     assert set(content) == {"generated_at", "services"}
     (service,) = content["services"]
     return dict(service)
+
+
+def as_json_of_what_failed(command: str, *arguments: str) -> dict[str, Any]:
+    """Run a command that says what it found and ends with an error; return what it said of the first service."""
+    out = StringIO()
+    with pytest.raises(CommandError):
+        call_command(command, *arguments, "--patience", "30s", stdout=out, stderr=StringIO())
+    return dict(json.loads(out.getvalue())["services"][0])
 
 
 def attention(*arguments: str) -> list[str]:
@@ -79,6 +94,15 @@ def working(alias: str, role: str, shards: int, *, number: int, lease_role: str 
         )
 
 
+@pytest.fixture
+def at_work(alias: str) -> None:
+    """Give every service a relay and a consumer."""
+    for number, (service, role) in enumerate(itertools.product(SERVICES, ("relay", "consumer"))):
+        Worker.objects.using(alias).create(
+            worker_id=f"at work:{number}", service=service, role=role, host="host.example", pid=number, seen_at=UtcNow()
+        )
+
+
 def reject(alias: str) -> None:
     RejectedRecord.objects.using(alias).create(
         service="agent", topic="t", partition=0, offset=1, digest="d", headers="[]", reason="garbage"
@@ -94,8 +118,8 @@ def use_broker(monkeypatch: pytest.MonkeyPatch) -> Callable[[Broker], None]:
         def opened() -> Iterator[Broker]:
             yield broker
 
-        for command in (outbox_status, outbox_topics):
-            monkeypatch.setattr(command, "open_broker", opened)
+        for module in (lag, outbox_status, outbox_topics):
+            monkeypatch.setattr(module, "open_broker", opened)
 
     return use
 
@@ -109,7 +133,7 @@ def test_status_has_one_line_a_service(alias: str) -> None:
     assert [line.split()[0] for line in run("outbox_status", "task", "memory").splitlines()[1:]] == ["task", "memory"]
 
 
-def test_status_of_an_idle_service_has_no_notes(alias: str) -> None:
+def test_status_of_an_idle_service_has_no_notes(alias: str, at_work: None) -> None:
     assert status() == {
         "SERVICE": "agent",
         "PENDING": "0",
@@ -118,8 +142,8 @@ def test_status_of_an_idle_service_has_no_notes(alias: str) -> None:
         "DEAD": "0",
         "OLDEST DUE": "-",
         "LAG": "0",
-        "RELAYS": "0",
-        "CONSUMERS": "0",
+        "RELAYS": "1",
+        "CONSUMERS": "1",
         "NOTES": "",
     }
 
@@ -146,7 +170,7 @@ def test_status_shows_workers_with_their_shards_and_switches(alias: str) -> None
     assert cells["NOTES"] == "relay paused, consumer paused"
 
 
-def test_status_names_what_needs_a_person(alias: str) -> None:
+def test_status_names_what_needs_a_person(alias: str, at_work: None) -> None:
     factories.rows(alias, 2, status="dead")
     factories.row(alias, event_type=FOREIGN)
     reject(alias)
@@ -163,7 +187,7 @@ def test_status_survives_a_broker_that_is_away_and_asks_it_once(
     monkeypatch.setattr(broker, "positions", lambda route: (asked.append(route), whole(route))[1])
     use_broker(broker)
     *_, last = run("outbox_status").splitlines()
-    assert last == "lag unknown: the memory broker is away"
+    assert last == "broker unavailable, lag unknown: the memory broker is away"
     assert status()["LAG"] == "?"
     assert len(asked) == 2
     for service in json.loads(run("outbox_status", "--json"))["services"]:
@@ -192,6 +216,10 @@ def test_json_keys_are_stable_and_documented(alias: str) -> None:
         "topic",
         "group",
         "database",
+        "database_problem",
+        "lag",
+        "lag_problem",
+        "attention",
         "events",
         "counts",
         "open_dead",
@@ -199,26 +227,23 @@ def test_json_keys_are_stable_and_documented(alias: str) -> None:
         "open_rejected",
         "foreign",
         "oldest_due_age_seconds",
-        "lag",
-        "lag_problem",
         "relays",
         "consumers",
         "relay_paused",
         "consumer_paused",
-        "attention",
     ]
     assert service["counts"]["pending"] == {"value": 0, "capped": False}
     assert set(service["counts"]) == {"pending", "published", "consumed", "dead"}
     (relay,) = service["relays"]
-    assert set(relay) == {"worker_id", "host", "pid", "started_at", "shards"}
+    assert set(relay) == {"worker_id", "host", "pid", "started_at", "shards", "moved_seconds_ago", "is_hung"}
     assert relay["shards"] == SHARD_COUNT
     assert {"type": "agent.state.snapshot.persist", "version": "v1"} in service["events"]
     documented = (CHECKOUT / "docs" / "configuration.md").read_text()
-    for key in (*service, *relay, *service["counts"], "generated_at", "error", "capped", "value"):
+    for key in (*service, *relay, *service["counts"], "generated_at", "capped", "value"):
         assert f"`{key}`" in documented, f"{key} is not documented"
 
 
-def test_check_is_content_with_work_that_flows(alias: str) -> None:
+def test_check_is_content_with_work_that_flows(alias: str, at_work: None) -> None:
     factories.rows(alias, 3)
     factories.rows(alias, 3, status="published", due_in=5 * MINUTE)
     factories.rows(alias, 3, status="consumed")
@@ -227,30 +252,55 @@ def test_check_is_content_with_work_that_flows(alias: str) -> None:
     assert attention() == []
 
 
-@pytest.mark.parametrize("needs", ["dead", "rejected", "foreign", "stalled"])
-def test_check_exits_with_two_when_a_person_is_needed(alias: str, needs: str) -> None:
-    if needs == "dead":
-        factories.row(alias, status="dead")
-    elif needs == "rejected":
-        reject(alias)
-    elif needs == "foreign":
-        factories.row(alias, event_type=FOREIGN, due_in=-60 * MINUTE)
-    else:
-        factories.row(alias, due_in=-6 * MINUTE)
-    assert attention() == [needs]
+def _let_a_key_be_parked(alias: str) -> None:
+    factories.repository().bury(factories.row(alias), failure=FAILURE, parks_key=True)
+
+
+def _let_hang(alias: str) -> None:
+    workers = Worker.objects.using(alias).filter(service="agent", role="relay")
+    workers.update(moved_at=from_now(-timedelta(minutes=5)))
+
+
+CALLS: dict[str, Callable[[str], object]] = {
+    "dead": lambda alias: factories.row(alias, status="dead"),
+    "dead, parked": _let_a_key_be_parked,
+    "rejected": reject,
+    "foreign": lambda alias: factories.row(alias, event_type=FOREIGN, due_in=-60 * MINUTE),
+    "stalled": lambda alias: factories.row(alias, due_in=-6 * MINUTE),
+    "no relay": lambda alias: Worker.objects.using(alias).filter(service="agent", role="relay").delete(),
+    "no consumer": lambda alias: Worker.objects.using(alias).filter(service="agent", role="consumer").delete(),
+    "hung": _let_hang,
+}
+
+
+@pytest.mark.parametrize("needs", CALLS)
+def test_check_exits_with_two_when_a_person_is_needed(alias: str, at_work: None, needs: str) -> None:
+    CALLS[needs](alias)
+    assert attention() == needs.split(", ")
     with pytest.raises(CommandError, match=rf"agent: {needs}\)") as raised:
         run("outbox_status", "--check")
     assert raised.value.returncode == 2
     run("outbox_status", "task", "--check")
 
 
-def test_dead_event_that_was_given_up_needs_nobody(alias: str) -> None:
+def test_check_exits_with_two_when_the_broker_is_away(
+    alias: str, at_work: None, use_broker: Callable[[Broker], None]
+) -> None:
+    broker = MemoryBroker()
+    broker.go_away()
+    use_broker(broker)
+    with pytest.raises(CommandError, match=r"agent: broker;") as raised:
+        run("outbox_status", "--check")
+    assert raised.value.returncode == 2
+
+
+def test_dead_event_that_was_given_up_needs_nobody(alias: str, at_work: None) -> None:
     dead = factories.row(alias, status="dead")
     factories.repository().give_up([dead], by="me", reason="known")
     assert attention() == []
 
 
-def test_dead_are_those_that_nobody_gave_up(alias: str) -> None:
+def test_dead_are_those_that_nobody_gave_up(alias: str, at_work: None) -> None:
     dead = factories.rows(alias, 5, status="dead")
     factories.repository().give_up(dead[:2], by="me", reason="known")
     cells, shown = status(), as_json()
@@ -259,13 +309,13 @@ def test_dead_are_those_that_nobody_gave_up(alias: str) -> None:
     assert shown["dismissed"] == {"value": 2, "capped": False}
 
 
-def test_work_is_stalled_after_the_time_that_was_given(alias: str) -> None:
+def test_work_is_stalled_after_the_time_that_was_given(alias: str, at_work: None) -> None:
     factories.row(alias, due_in=-6 * MINUTE)
     assert attention("--stalled-after", "5m") == ["stalled"]
     assert attention("--stalled-after", "7m") == []
 
 
-def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Configure) -> None:
+def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Configure, at_work: None) -> None:
     """A published row is due again when it is to be redelivered, here after ten minutes."""
     configure(RELAY={"REDELIVER_AFTER_SECONDS": 600})
     sent_six_minutes_ago = 10 * MINUTE - 6 * MINUTE
@@ -297,14 +347,30 @@ def test_wrong_broker_is_an_error_without_a_traceback(alias: str, configure: Con
 
 
 @on_sqlite
-def test_database_that_is_away_is_an_error_without_a_traceback(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_that_is_away_is_said_without_a_traceback(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def away(*_: Any, **__: Any) -> None:
-        raise OperationalError("gone away")
+        raise OperationalError("gone away\nfor long")
 
-    monkeypatch.setattr(outbox_status, "gather", away)
-    with pytest.raises(CommandError, match="database error: gone away") as raised:
-        run("outbox_status", "--check")
+    monkeypatch.setattr(status_report, "service_status", away)
+    assert as_json_of_what_failed("outbox_status", "agent", "--json")["database_problem"] == "gone away"
+    with pytest.raises(CommandError, match="database unavailable: default: gone away") as raised:
+        run("outbox_status")
     assert raised.value.returncode == 1
+    with pytest.raises(CommandError, match="agent: database;") as raised:
+        run("outbox_status", "--check")
+    assert raised.value.returncode == 2
+
+
+@on_sqlite
+def test_nothing_is_waited_for_beyond_the_patience(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(status_report, "service_status", lambda *_, **__: may_end.wait(60))
+    monkeypatch.setattr(status_report, "read_lags", lambda _routes: may_end.wait(60))
+    began = time.monotonic()
+    with pytest.raises(CommandError, match=r"agent: database, broker;"):
+        run("outbox_status", "--check", "--patience", "1s")
+    assert time.monotonic() - began < 2
+    may_end.set()
 
 
 # --- outbox_status --watch ---------------------------------------------------------------------------------------
@@ -320,22 +386,20 @@ class Screen(StringIO):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_watching_outlives_an_outage_of_the_database(terminal: bool) -> None:
+def test_watching_draws_anew_on_a_terminal(terminal: bool) -> None:
     stop = StopFlag()
-    shows = iter(["first", OperationalError("gone away"), "second"])
+    shows = iter(["first", "second"])
 
     def show() -> str:
         shown = next(shows)
-        if isinstance(shown, Exception):
-            raise shown
         if shown == "second":
             stop.set()
         return f"{shown}\n"
 
     screen = Screen(terminal=terminal)
-    watch(show, lambda problem: f"away: {problem}\n", screen, stop, pause=timedelta(0))
+    watch(show, screen, stop, pause=timedelta(0))
     clear = "\x1b[H\x1b[2J" if terminal else ""
-    assert screen.getvalue() == "".join(f"{clear}{text}\n" for text in ("first", "away: gone away", "second"))
+    assert screen.getvalue() == "".join(f"{clear}{text}\n" for text in ("first", "second"))
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +445,8 @@ def test_exit_codes_are_those_of_the_help(environment: dict[str, str]) -> None:
             manage(*arguments), cwd=CHECKOUT, env=environment, capture_output=True, check=False
         ).returncode
 
-    assert code("outbox_status", "--check") == 0
+    assert code("outbox_status") == 0
+    assert code("outbox_status", "--check") == 2, "no worker runs"
     assert code("outbox_status", "agnet") == 1
     assert code("outbox_topics") == 0
     assert code("outbox_prune", "--dry-run") == 0

@@ -122,7 +122,10 @@ COMMANDS: Final = {
     "consume": words("consume", ["--once"], services, options(max_events=numbers, create_topics=None)),
     "run_outbox": words("run_outbox", [], services, options(create_topics=None)),
     "outbox_status": words(
-        "outbox_status", [], services, options(json=None, watch=numbers, check=None, stalled_after=lengths)
+        "outbox_status",
+        [],
+        services,
+        options(json=None, watch=numbers, check=None, stalled_after=lengths, patience=lengths),
     ),
     "outbox_topics": words(
         "outbox_topics", [], services, options(create=None, partitions=numbers, replication=numbers)

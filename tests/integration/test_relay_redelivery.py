@@ -10,11 +10,12 @@ import pytest
 from outbox import signals
 from outbox.brokers.base import Positions
 from outbox.brokers.memory import MemoryBroker
+from outbox.exceptions import BrokerUnavailableError
 from outbox.models import ShardLease, Worker
 from tests import factories
 from tests.factories import database_now, rows, statuses
 from tests.relays import TOPIC, MakeRelay, sent_ids, step_until_idle
-from tests.toys import ManualClock, Toys, effect_ids
+from tests.toys import ManualClock, RecordingStop, Toys, effect_ids
 
 HOUR = timedelta(hours=1)
 
@@ -70,6 +71,27 @@ def test_more_than_a_batch_of_stuck_rows_comes_back_without_waiting(
     step_until_idle(make_relay(redeliver_after_seconds=300, batch_size=2))
 
     assert sorted(sent_ids(broker)) == sorted([*ids, *ids])
+
+
+def test_positions_that_are_refused_stop_no_sending(
+    alias: str, make_relay: MakeRelay, stop: RecordingStop, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A user that may write to the topic need not be one that may read the group."""
+    broker = MemoryBroker(partitions=3)
+
+    def refuse(_route: object) -> None:
+        raise BrokerUnavailableError("Group Authorization Failed")
+
+    broker.positions = refuse  # type: ignore[method-assign,assignment]
+    ids = rows(alias, 3)
+    relay = make_relay(broker=broker)
+
+    relay.run(stop, once=True)
+
+    assert sorted(sent_ids(broker)) == ids
+    assert set(statuses(alias).values()) == {"published"}
+    [said] = [text for each in caplog.records if "Group Authorization Failed" in (text := each.getMessage())]
+    assert said.startswith("relay of agent: lost records are not sent again while the group's positions cannot be read")
 
 
 def test_what_is_still_in_the_topic_is_not_sent_again(

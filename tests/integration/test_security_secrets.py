@@ -87,6 +87,7 @@ UNREADABLE: Final = (
     f"sqlite://outbox:{DATABASE}@host/outbox",
     DATABASE,
 )
+PATIENCE: Final = ("--patience", "30s")
 URL_REFUSED: Final = "DATABASE_URL cannot be read"
 
 
@@ -95,13 +96,17 @@ def cases(mysqls: list[str], postgres: str) -> list[Case]:
     refused = {"DATABASE_URL": wrong_password(postgres)}
     return [
         *(
-            Case(("outbox_status",), "Access denied", environment={"DATABASE_URL": wrong_password(url)})
+            Case(("outbox_status", *PATIENCE), "Access denied", environment={"DATABASE_URL": wrong_password(url)})
             for url in mysqls
         ),
-        Case(("outbox_status", "--json"), "password authentication failed", environment=refused),
+        Case(("outbox_status", "--json", *PATIENCE), "password authentication failed", environment=refused),
         Case(("check", "--database", "default"), "outbox.E081", environment=refused),
         Case(("outbox_prune", "--older-than", "7d"), "database error"),
-        Case(("outbox_status",), "invalid connection option", environment={"DATABASE_URL": f"{postgres}?x={DATABASE}"}),
+        Case(
+            ("outbox_status", *PATIENCE),
+            "invalid connection option",
+            environment={"DATABASE_URL": f"{postgres}?x={DATABASE}"},
+        ),
         Case(("outbox_topics",), NOWHERE, environment=SQLITE | {"OUTBOX": kafka()}),
         Case(
             ("check",), "'common' has no option 'passwort'", environment={"OUTBOX": kafka(common={"passwort": KAFKA})}

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Sequence
 from datetime import timedelta
 
-from outbox.admin.lag import LagProbe
 from outbox.exceptions import BrokerUnavailableError
+from outbox.lag import LagProbe
 from outbox.routes import ServiceRoute
 from tests.toys import ManualClock
 from tests.waiting import wait_until
@@ -34,7 +34,7 @@ def test_page_does_not_wait_for_a_slow_broker() -> None:
     broker = SlowBroker()
     probe = LagProbe(broker.read, patience=timedelta(0), clock=ManualClock())
     report = probe.report(ROUTES)
-    assert (report.lags, report.problem, report.age) == ({}, "The broker has not answered yet.", None)
+    assert (report.lags, report.problem, report.age) == ({}, "the table broker has not answered within 0 s", None)
     broker.may_answer.set()
     wait_until(lambda: probe.report(ROUTES).lags == {"agent": 5})
 

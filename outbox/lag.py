@@ -1,7 +1,7 @@
-"""How far the consumer groups are behind, asked without letting a page wait for a broker that is away.
+"""How far the consumer groups are behind, asked without letting anybody wait for a broker that is away.
 
-One thread at a time asks the broker, for all services. A page waits a moment for the answer; when that is not enough it
-shows the last one and its age, and finds the new one the next time.
+One thread at a time asks the broker, for all services. Who wants to know waits a moment for the answer; when that is
+not enough there is the last one and its age, and the new one is found the next time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
 
-from outbox.conf import on_settings_reset
+from outbox.conf import on_settings_reset, outbox_settings
 from outbox.exceptions import OutboxError
 from outbox.routes import ServiceRoute
 from outbox.workers import open_broker
@@ -68,7 +68,8 @@ class LagProbe:
             self._asking(routes).join(self._patience.total_seconds())
             answer = self._answer
         if answer is None:
-            return LagReport(problem="The broker has not answered yet.")
+            waited = f"{self._patience.total_seconds():g} s"
+            return LagReport(problem=f"{broker_name()} has not answered within {waited}")
         return LagReport(answer.lags, answer.problem, timedelta(seconds=self._clock() - answer.at_s))
 
     def _asking(self, routes: Sequence[ServiceRoute]) -> threading.Thread:
@@ -88,6 +89,14 @@ class LagProbe:
             # An error that nobody foresaw may say anything, and pages are seen by more people than logs.
             lags, problem = {}, f"It could not be read: {type(error).__name__}. The log says more."
         self._answer = _Answer(lags, problem, self._clock())
+
+
+def broker_name() -> str:
+    """Return what a person calls the configured broker: the name of its backend, and its servers where it has some."""
+    configured = outbox_settings().broker
+    servers = configured.options.get("bootstrap_servers")
+    name = configured.backend.capitalize() if "." not in configured.backend else configured.backend
+    return f"{name} at {servers}" if servers else f"the {configured.backend} broker"
 
 
 def read_lags(routes: Sequence[ServiceRoute]) -> Lags:
