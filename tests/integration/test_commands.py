@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.core.management import call_command
+from django.core.management import call_command, get_commands, load_command_class
 from django.core.management.base import CommandError
 from django.db.utils import OperationalError
 
@@ -29,6 +29,7 @@ from outbox.brokers.base import Broker
 from outbox.brokers.memory import MemoryBroker
 from outbox.fields import SHARD_COUNT, UtcNow, from_now
 from outbox.management import status_report
+from outbox.management.command import OutboxCommand
 from outbox.management.commands import outbox_status, outbox_topics
 from outbox.management.status_watch import watch
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
@@ -458,6 +459,18 @@ def test_help_says_the_exit_codes(environment: dict[str, str], command: str) -> 
         manage(command, "--help"), cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True
     )
     assert re.search(r"Exit\s+code:\s+0", done.stdout)
+
+
+def test_checks_before_a_command_ask_no_database() -> None:
+    """Since Django 6.1 they would ask all of them: a worker that is started in an outage would not wait for its end."""
+    ours = {
+        name: app for name, app in get_commands().items() if str(app).partition(".")[0] in {"outbox", "agent_events"}
+    }
+    assert len(ours) >= 9
+    for name, app in ours.items():
+        command = load_command_class(str(app), name)
+        assert isinstance(command, OutboxCommand), name
+        assert command.get_check_kwargs({})["databases"] == [], name
 
 
 # --- outbox_topics -----------------------------------------------------------------------------------------------

@@ -5,16 +5,15 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
-
 from outbox.catalog import repository_of
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import duration, explain_errors, explain_outage, humanise, positive, share
 from outbox.pruning import PruningOrder, prune
 from outbox.shutdown import stop_on_signals
 from outbox.workers import routes_of
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Delete consumed events that are older than a given time, of the named services or of all. Events that are "
         "not consumed, and dead ones, stay. Works in small transactions beside running workers; SIGTERM finishes the "

@@ -6,8 +6,9 @@ from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import duration, explain_errors, positive
 from outbox.management.status_report import JsonView, StatusProbe, call_for_a_person, databases_away
 from outbox.management.status_table import TableView
@@ -16,7 +17,7 @@ from outbox.shutdown import stop_on_signals
 from outbox.workers import open_broker, routes_of
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Say how the named services, or all, are doing: rows by status (a number with '+' is a lower bound), age of "
         "the oldest row that is due, lag of the consumer group, running relays and consumers with their shards. What "

@@ -5,14 +5,15 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from outbox.brokers.base import TopicState
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, positive, table
 from outbox.workers import open_broker, routes_of
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Say whether the topics of the named services, or of all, are there and ready; with --create, make those that "
         "are missing. Topics that exist are never changed. Exit code: 0 all are ready, 1 one is missing or not ready, "

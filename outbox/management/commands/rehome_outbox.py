@@ -8,16 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from django.core.management.base import BaseCommand
-
 from outbox.catalog import route_registry
+from outbox.management.command import OutboxCommand
 from outbox.management.progress import ProgressBar
 from outbox.management.reporting import explain_errors, positive, table
 from outbox.rehoming import Rehoming
 from outbox.shutdown import stop_on_signals
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Move unfinished rows that belong to other services out of a service's outbox table, to the tables of their "
         "owners, in the order of their ids. Finished rows stay. Stop it whenever you like and start it again: no row "

@@ -6,15 +6,14 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
-from django.core.management.base import BaseCommand
-
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, refuse_when_disabled
 from outbox.shutdown import stop_on_signals
 from outbox.supervisor import Supervisor
 from outbox.workers import routes_of
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Run the relay and the consumer of the named services, or of all, each as a process of its own under one "
         "supervisor that shows their output and starts again what ends. For development: in production give each "

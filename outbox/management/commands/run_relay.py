@@ -6,17 +6,16 @@ from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand
-
 from outbox.conf import outbox_settings
 from outbox.interpreter import set_up_for_batches
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, explain_refusal, refuse_when_disabled
 from outbox.observers import progress_log
 from outbox.shutdown import stop_on_signals
 from outbox.workers import open_broker, routes_of, run_relays, wait_for_topics
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Carry outbox rows to their Kafka topics, for the named services or for all. Start as many as you like: they "
         "share the work, and a crashed one's share is taken over within ten seconds. SIGTERM finishes the batch in "

@@ -6,16 +6,15 @@ from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
-from django.core.management.base import BaseCommand
-
 from agent_events.notification.assembly import build_deliverer
 from agent_events.notification.conf import notification_settings
 from agent_events.notification.deliverer import DeliveryOptions
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import duration, explain_errors, positive
 from outbox.shutdown import stop_on_signals
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Post the notifications that are due to their users' Feishu webhooks. Start as many as you like: they share "
         "the records. SIGTERM finishes the requests in hand. An outage of the database is waited out. Exit code: 0 "

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from agent_events.notification.assembly import build_channels
 from agent_events.notification.sealing import SealError
+from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors
 
 
-class Command(BaseCommand):
+class Command(OutboxCommand):
     help = (
         "Encrypt the stored webhooks and bearer tokens under the first key of NOTIFICATION['SECRET_KEYS'] (SECRET_KEY "
         "without). Run it after a key was put in front, before the old one is dropped. It can be run again at any time."
