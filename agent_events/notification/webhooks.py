@@ -25,9 +25,53 @@ _ADDRESS: Final = re.compile(
 )
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+# IANA's special-purpose registries, and multicast. Written down here, because ``ipaddress`` knows others of them with
+# each version of Python. A block stands here also where it may be reached from everywhere (AS112, AMT): no webhook is.
+_SPECIAL_IPV4: Final = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            "0.0.0.0/8",  # this network
+            "10.0.0.0/8",  # private
+            "100.64.0.0/10",  # shared, behind a carrier's NAT
+            "127.0.0.0/8",  # loopback
+            "169.254.0.0/16",  # link-local, and the metadata of clouds
+            "172.16.0.0/12",  # private
+            "192.0.0.0/24",  # protocols
+            "192.0.2.0/24",  # documentation
+            "192.31.196.0/24",  # AS112
+            "192.52.193.0/24",  # AMT
+            "192.88.99.0/24",  # relays of 6to4
+            "192.168.0.0/16",  # private
+            "192.175.48.0/24",  # AS112
+            "198.18.0.0/15",  # benchmarks
+            "198.51.100.0/24",  # documentation
+            "203.0.113.0/24",  # documentation
+            "224.0.0.0/4",  # multicast
+            "240.0.0.0/4",  # reserved, and broadcast
+        ),
+    )
+)
+_GLOBAL_IPV6: Final = ipaddress.IPv6Network("2000::/3")
+"""All that is given out to the internet. Outside of it lie loopback, link-local, site-local (``fec0::/10``), private,
+multicast and reserved addresses, IPv4-compatible and translated ones, and NAT64 of a site (``64:ff9b:1::/48``)."""
+_SPECIAL_IPV6: Final = tuple(
+    map(
+        ipaddress.IPv6Network,
+        (
+            "2001::/23",  # protocols: Teredo, benchmarks, AMT, AS112, ORCHID, drones
+            "2001:db8::/32",  # documentation
+            "2002::/16",  # 6to4, which leads to the IPv4 address inside
+            "2620:4f:8000::/48",  # AS112
+            "3fff::/20",  # documentation
+        ),
+    )
+)
+_STANDS_FOR_IPV4: Final = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
+"""Mapped addresses, and those of the NAT64 that everybody may use: packets go to the IPv4 address in the last bits."""
+_ISATAP: Final = frozenset({0x00005EFE, 0x02005EFE})
+"""Bits 64 to 95 of an address that is tunnelled, inside of a site, to the IPv4 address in its last bits."""
 
 
 class WebhookRefusedError(ValueError):
@@ -88,22 +132,23 @@ def check_token(token: str) -> None:
 
 
 def is_public(address: str) -> bool:
-    """Say whether ``address`` is one of the public internet, and not private, loopback, link-local or reserved."""
-    plain = address.partition("%")[0]
-    return all(each.is_global and not each.is_multicast and not each.is_reserved for each in _meant(plain))
+    """Say whether ``address`` is one of the public internet: given out, and not for a special purpose.
+
+    The answer does not depend on the version of Python.
+
+    :raises ValueError: ``address`` is no IP address.
+    """
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if not any(parsed in network for network in _STANDS_FOR_IPV4):
+            return _is_public_ipv6(parsed)
+        parsed = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
+    return not any(parsed in network for network in _SPECIAL_IPV4)
 
 
-def _meant(address: str) -> list[IPAddress]:
-    """Return the address and the IPv4 address that it stands for, if it is one of those that embed one."""
-    parsed = ipaddress.ip_address(address)
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return [parsed]
-    if parsed.ipv4_mapped is not None:
-        return [parsed.ipv4_mapped]
-    if parsed in _NAT64:
-        return [ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)]
-    embedded = parsed.sixtofour
-    return [parsed] if embedded is None else [parsed, embedded]
+def _is_public_ipv6(address: ipaddress.IPv6Address) -> bool:
+    is_isatap = int(address) >> 32 & 0xFFFFFFFF in _ISATAP
+    return address in _GLOBAL_IPV6 and not is_isatap and not any(address in network for network in _SPECIAL_IPV6)
 
 
 def _demand_feishu(scheme: str, host: str, port: int) -> None:

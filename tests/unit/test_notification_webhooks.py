@@ -157,7 +157,23 @@ def test_token_that_could_not_be_sent_is_refused_without_being_told(token: str) 
     assert "secret99" not in str(refused.value)
 
 
-@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "101.126.59.1", "2400:3200::1", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "8.8.8.8",
+        "1.1.1.1",
+        "101.126.59.1",
+        "192.88.98.255",
+        "192.88.100.0",
+        "2400:3200::1",
+        "2001:4860:4860::8888",
+        "2a00:1450::1",
+        "3ffe:ffff::1",
+        "2400:3200::1:5efe:8.8.8.8",  # only bits 64 to 95 make ISATAP
+        "::ffff:8.8.8.8",
+        "64:ff9b::8.8.8.8",
+    ],
+)
 def test_address_of_the_internet_is_public(address: str) -> None:
     assert is_public(address)
 
@@ -197,6 +213,45 @@ def test_address_of_the_internet_is_public(address: str) -> None:
         "2002:7f00:1::",
         "2002:a00:1::1",
         "2001:0:7f00:1::",
+        "64:ff9b:1::10.0.0.1",
+        "64:ff9b:1:ffff::8.8.8.8",
+        "::ffff:0:127.0.0.1",
+        "::8.8.8.8",
+        "2002:808:808::1",
+        "2002:c058:6301::",
+        "64:ff9b::192.88.99.1",
+        "::ffff:192.88.99.1",
+        "::ffff:203.0.113.7%eth0",
+        "2400:3200::5efe:10.0.0.1",
+        "2400:3200::5efe:8.8.8.8",
+        "2400:3200::200:5efe:192.168.0.1",
+        "fe80::5efe:10.0.0.1",
+        # what ipaddress of Python 3.11 takes for global, and other versions for something else
+        "192.88.99.0",
+        "192.88.99.1",
+        "192.88.99.255",
+        "192.0.0.9",
+        "192.0.0.10",
+        "192.31.196.1",
+        "192.52.193.1",
+        "192.175.48.1",
+        "fec0::",
+        "fec0::1",
+        "feff:ffff::1",
+        "3fff::",
+        "3fff:fff:ffff::1",
+        "5f00::1",
+        "100::1",
+        "100:0:0:1::1",
+        "2001:1::1",
+        "2001:3::1",
+        "2001:4:112::1",
+        "2001:20::1",
+        "2001:30::1",
+        "2001:1ff:ffff::1",
+        "2620:4f:8000::1",
+        "4000::1",
+        "fe00::1",
     ],
 )
 def test_address_inside_is_not_public(address: str) -> None:
