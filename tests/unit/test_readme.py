@@ -160,3 +160,13 @@ def django(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result
+
+
+def test_readme_promises_no_more_order_than_reliability_does() -> None:
+    """What the one document excepts from the order of a key, the other does not promise."""
+    flat = {name: " ".join((CHECKOUT / name).read_text().split()) for name in ("README.md", "docs/reliability.md")}
+    promise = flat["README.md"].partition("**Order per key.**")[2].partition(" - **")[0]
+    exception = flat["docs/reliability.md"].partition("**Order of ids that were committed out of order.**")[2]
+    assert exception.partition(" - **")[0].count("is not skipped") == 1
+    assert "commit ids of one key out of order" in promise
+    assert "neither is skipped" in promise
