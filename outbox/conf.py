@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -14,7 +15,12 @@ from django.core.signals import setting_changed
 from outbox.backoff import RetryPolicy
 from outbox.exceptions import ConfigurationError
 
-PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
+PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=2_147_483_647)]
+"""The largest is that of the columns that keep such a number."""
+Milliseconds = Annotated[int, msgspec.Meta(gt=0, le=86_400_000)]
+Bytes = Annotated[int, msgspec.Meta(gt=0, le=1_073_741_824)]
+"""1 GiB is the most that MySQL and MariaDB take in a statement."""
+Batches = Annotated[int, msgspec.Meta(gt=0, le=1_000)]
 BatchSize = Annotated[int, msgspec.Meta(gt=0, le=999)]
 """From 1,000 ids on MariaDB turns a list into a join (``in_predicate_conversion_threshold``), which would take locks in
 another order than the ids'."""
@@ -51,13 +57,13 @@ class RelayOptions(_Options, frozen=True):
 
     batch_size: BatchSize = 500
     """Events claimed, sent and marked together."""
-    batch_bytes: PositiveInt = 16 * 1024 * 1024
+    batch_bytes: Bytes = 16 * 1024 * 1024
     """Payload bytes of them at the most."""
-    in_flight_batches: PositiveInt = 2
+    in_flight_batches: Batches = 2
     """Batches sent and not yet answered for; the broker's client has no bound of its own."""
-    poll_interval_ms: PositiveInt = 20
+    poll_interval_ms: Milliseconds = 20
     """Pause after a claim found nothing; grows up to ``max_poll_interval_ms`` while nothing comes."""
-    max_poll_interval_ms: PositiveInt = 1000
+    max_poll_interval_ms: Milliseconds = 1000
     """Longest such pause; commits on the same host end it (``wake_up_folder``)."""
     wake_up_folder: str | None = None
     """Where publishers and relays of one host meet; None: a folder of the user's in the temporary one, "": nowhere."""
@@ -68,16 +74,28 @@ class RelayOptions(_Options, frozen=True):
     send_timeout_seconds: PositiveSeconds = 30.0
     """How long to wait for the broker's answers to a batch before it counts as an outage."""
 
+    def __post_init__(self) -> None:
+        if self.poll_interval_ms > self.max_poll_interval_ms:
+            raise ValueError(
+                f"POLL_INTERVAL_MS is {self.poll_interval_ms} and MAX_POLL_INTERVAL_MS {self.max_poll_interval_ms}; "
+                f"the pause grows from the one to the other, so do not make the first one larger"
+            )
+        if self.wake_up_folder and not PurePath(self.wake_up_folder).is_absolute():
+            raise ValueError(
+                f"WAKE_UP_FOLDER is {self.wake_up_folder!r}; give it from the root on, as publishers and relays may "
+                f"work in different folders"
+            )
+
 
 class ConsumerOptions(_Options, frozen=True):
     """How the consumer works."""
 
     batch_size: BatchSize = 500
-    batch_bytes: PositiveInt = 16 * 1024 * 1024
+    batch_bytes: Bytes = 16 * 1024 * 1024
     """Payload bytes handled in one transaction at the most (a single larger event is handled alone)."""
-    poll_interval_ms: PositiveInt = 200
+    poll_interval_ms: Milliseconds = 200
     """How long one receive waits for records."""
-    wait_min_ms: PositiveInt = 200
+    wait_min_ms: Milliseconds = 200
     """Shortest pause of an event that waits for its predecessor."""
     wait_max_seconds: PositiveSeconds = 60.0
     """Longest such pause."""
@@ -89,6 +107,13 @@ class ConsumerOptions(_Options, frozen=True):
     """How long a handler that was interrupted may still take; then the process ends."""
     transaction_seconds: PositiveSeconds = 5.0
     """Budget of one transaction: events that have not begun by then belong to the next one."""
+
+    def __post_init__(self) -> None:
+        if self.wait_min_ms > self.wait_max_seconds * 1_000:
+            raise ValueError(
+                f"WAIT_MIN_MS is {self.wait_min_ms}, which is more than WAIT_MAX_SECONDS ({self.wait_max_seconds:g}); "
+                f"lower the one or raise the other"
+            )
 
 
 class LeaseOptions(_Options, frozen=True):
@@ -127,9 +152,9 @@ class OutboxSettings(_Options, frozen=True):
     retry_cap_seconds: PositiveSeconds = 600.0
     retry_max_attempts: PositiveInt = 20
     retry_jitter: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.2
-    max_payload_bytes: PositiveInt = 8 * 1024 * 1024
+    max_payload_bytes: Bytes = 8 * 1024 * 1024
     """A larger payload is refused at publish; keep it below the database's ``max_allowed_packet``."""
-    reference_bytes: PositiveInt = 256 * 1024
+    reference_bytes: Bytes = 256 * 1024
     """A larger payload stays in its row; its record carries the row's id only."""
     traceparent: str | None = None
     """Dotted path of a function that returns the current W3C traceparent or None."""
@@ -166,13 +191,47 @@ class OutboxSettings(_Options, frozen=True):
 def outbox_settings() -> OutboxSettings:
     """Return the project's settings.
 
-    :raises ConfigurationError: names the key, the value's fault and where it is.
+    :raises ConfigurationError: names the key, the value's fault, where it is, and the value unless it may be a secret.
     """
     raw = getattr(settings, "OUTBOX", {})
     try:
         return msgspec.convert(raw, type=OutboxSettings)
     except (msgspec.ValidationError, UnicodeError) as error:
-        raise ConfigurationError(f"settings.OUTBOX: {error}") from error
+        raise ConfigurationError(f"settings.OUTBOX: {error}{_place_of_fault(raw)}") from error
+
+
+_SHOWN: Final = 80
+"""Characters of a wrong value that a message repeats."""
+
+
+def _place_of_fault(raw: object) -> str:
+    """Return in words the key of ``raw`` that cannot be read, and its value; nothing where no single key is at fault.
+
+    msgspec says neither the value nor which service or event type it is of.
+    """
+    keys: list[object] = []
+    value = raw
+    while isinstance(value, dict):
+        at_fault = [key for key, below in value.items() if not _is_readable([*keys, key], below)]
+        if not at_fault:
+            break
+        keys.append(at_fault[0])
+        value = value[at_fault[0]]
+    if not keys:
+        return ""
+    place = "OUTBOX" + "".join(f"[{key!r:.{_SHOWN}}]" for key in keys)
+    may_be_secret = keys[0] == "BROKER" or not isinstance(value, (str, int, float, type(None)))
+    return f" ({place})" if may_be_secret else f" ({place} is {value!r:.{_SHOWN}})"
+
+
+def _is_readable(keys: Iterable[object], value: object) -> bool:
+    for key in reversed([*keys]):
+        value = {key: value}
+    try:
+        msgspec.convert(value, type=OutboxSettings)
+    except (msgspec.ValidationError, UnicodeError):
+        return False
+    return True
 
 
 OnReset = Callable[[], None]

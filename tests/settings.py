@@ -6,11 +6,13 @@ import os
 
 os.environ.setdefault("DEBUG", "true")
 os.environ["READ_DOT_ENV"] = "false"
-for name in ("DATABASE_URL", "KAFKA_BOOTSTRAP_SERVERS", "KAFKA_ENABLED", "OUTBOX"):
-    os.environ.pop(name, None)
+for name in [*os.environ]:
+    if name in {"DATABASE_URL", "OUTBOX"} or name.startswith("KAFKA_"):
+        del os.environ[name]
 
+from smartflow.database_url import database  # noqa: E402
 from smartflow.settings import *  # noqa: E402, F403
-from smartflow.settings import BASE_DIR, database  # noqa: E402
+from smartflow.settings import BASE_DIR  # noqa: E402
 from tests.services import mariadb_url, mysql_url, postgres_url  # noqa: E402
 
 DATABASES = {"default": database(f"sqlite:///{BASE_DIR / 'test.sqlite3'}")}

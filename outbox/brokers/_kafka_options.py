@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -11,7 +11,8 @@ import msgspec
 from outbox.exceptions import ConfigurationError
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0)]
-PositiveSeconds = Annotated[float, msgspec.Meta(gt=0)]
+PositiveSeconds = Annotated[float, msgspec.Meta(gt=0, le=2_147_483)]
+"""Milliseconds travel as 32 bits."""
 
 _SERVER: Final = re.compile(r"([A-Za-z_]+://)?(\[[0-9A-Fa-f:.%]+\]|[^\s/@:,]+)(:\d{1,5})?")
 
@@ -43,6 +44,9 @@ class Secret(str):
         return "'********'"
 
 
+_PROTOCOLS: Final = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+_PASSWORD_MECHANISMS: Final = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512")
+_MECHANISMS: Final = (*_PASSWORD_MECHANISMS, "GSSAPI", "OAUTHBEARER", "AWS_MSK_IAM")
 _FILES: Final = frozenset({"ssl_cafile", "ssl_certfile", "ssl_keyfile", "ssl_crlfile"})
 
 
@@ -89,7 +93,8 @@ class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
         if parsed.replication == 0:
             raise ConfigurationError("options of the Kafka broker: 'replication' must be -1 or at least 1, got 0")
         for server in parsed.servers:
-            if not _SERVER.fullmatch(server):
+            found = _SERVER.fullmatch(server)
+            if found is None or not 0 < int((found[3] or ":9092")[1:]) < 65536:
                 raise ConfigurationError(
                     "options of the Kafka broker: 'bootstrap_servers' must be host:port, several joined by commas, "
                     "without user or password; those go to 'common' as sasl_plain_username and sasl_plain_password"
@@ -98,6 +103,8 @@ class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
             for key in sorted(_OURS.keys() & getattr(parsed, section).keys()):
                 raise ConfigurationError(f"options of the Kafka broker: {section!r} must not set {key!r}: {_OURS[key]}")
             _check_files(section, getattr(parsed, section))
+        for section in ("common", "producer", "consumer"):
+            _check_security(section, parsed.common | getattr(parsed, section), parsed.servers)
         return parsed
 
     @property
@@ -137,6 +144,51 @@ def _check_files(section: str, options: Mapping[str, Any]) -> None:
             raise ConfigurationError(
                 f"options of the Kafka broker: {section!r}: {key!r} names a file that cannot be read: {error}"
             ) from error
+
+
+def _check_security(section: str, options: Mapping[str, Any], servers: Iterable[str]) -> None:
+    """Refuse what the client would not: it takes an unknown protocol for PLAINTEXT, and goes on in the clear.
+
+    :raises ConfigurationError: names the option, and its value unless that may be a secret.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    protocol = given.get("security_protocol", "PLAINTEXT")
+    if protocol not in _PROTOCOLS:
+        raise _refused(section, "security_protocol", f"is {protocol!r}; choose one of {', '.join(_PROTOCOLS)}")
+    for server in servers:
+        scheme, slashes, _ = server.partition("://")
+        if slashes and scheme.upper() != protocol:
+            fault = f"is {protocol}, and 'bootstrap_servers' say {scheme}://, which the client ignores; let them agree"
+            raise _refused(section, "security_protocol", fault)
+    has_sasl, has_tls = protocol.startswith("SASL_"), protocol.endswith("SSL")
+    unused = [key for key in sorted(given) if _is_unused(key, has_sasl=has_sasl, has_tls=has_tls)]
+    if unused:
+        wanted = "SASL_SSL" if unused[0].startswith("sasl_") else "SSL or SASL_SSL"
+        fault = f"has no effect with security_protocol {protocol}; make that {wanted}, or remove {unused[0]!r}"
+        raise _refused(section, unused[0], fault)
+    if "ssl_keyfile" in given and "ssl_certfile" not in given:
+        raise _refused(section, "ssl_keyfile", "has no effect without its certificate; set 'ssl_certfile' too")
+    if not isinstance(options.get("ssl_check_hostname", True), bool):
+        raise _refused(section, "ssl_check_hostname", "is neither True nor False; remove it, and names are checked")
+    if has_sasl:
+        _check_mechanism(section, given)
+
+
+def _check_mechanism(section: str, given: Mapping[str, Any]) -> None:
+    mechanism = given.get("sasl_mechanism")
+    if mechanism not in _MECHANISMS:
+        raise _refused(section, "sasl_mechanism", f"is {mechanism!r}; choose one of {', '.join(_MECHANISMS)}")
+    for key in ("sasl_plain_username", "sasl_plain_password"):
+        if mechanism in _PASSWORD_MECHANISMS and not (isinstance(given.get(key), str) and given[key]):
+            raise _refused(section, key, f"is no text or empty, and sasl_mechanism {mechanism} needs it; set it")
+
+
+def _is_unused(key: str, *, has_sasl: bool, has_tls: bool) -> bool:
+    return (key.startswith("sasl_") and not has_sasl) or (key.startswith("ssl_") and not has_tls)
+
+
+def _refused(section: str, key: str, fault: str) -> ConfigurationError:
+    return ConfigurationError(f"options of the Kafka broker: {section!r}: {key!r} {fault}")
 
 
 def _is_secret(key: str, value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error
@@ -15,6 +16,8 @@ from outbox.exceptions import ConfigurationError, RoutingError
 from outbox.handlers import handlers
 from outbox.models import OutboxMessage, service_route
 from outbox.routes import RouteRegistry, ServiceCatalog, ServiceRoute
+
+_SHARED: Final = "Silence this where deployments with other apps share the settings."
 
 
 def check_declarations() -> list[CheckMessage]:
@@ -148,18 +151,18 @@ def _typing_errors(options: OutboxSettings) -> Iterator[CheckMessage]:
     services = outbox_models()
     for service in options.services:
         if service not in services:
-            yield CheckWarning(
+            yield Error(
                 f"SERVICES configures {service!r}, and no installed app declares such a service.",
-                hint=f"Known services: {', '.join(sorted(filter(None, services))) or 'none'}.",
+                hint=f"Known services: {', '.join(sorted(filter(None, services))) or 'none'}. {_SHARED}",
                 obj=SETTING,
-                id="outbox.W042",
+                id="outbox.E048",
             )
     event_types = sorted(contract.event_type for contract in contracts)
     for event_type in options.events:
         if event_type not in event_types:
-            yield CheckWarning(
+            yield Error(
                 f"EVENTS configures {event_type!r}, and no installed app declares such an event type.",
-                hint=f"Known event types: {', '.join(event_types) or 'none'}.",
+                hint=f"Known event types: {', '.join(event_types) or 'none'}. {_SHARED}",
                 obj=SETTING,
-                id="outbox.W043",
+                id="outbox.E049",
             )

@@ -202,7 +202,7 @@ listener.name.secure.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.secu
             **changes,
         }
 
-    def options_of(self, mechanism: str, account: Account | None = None, **changes: str) -> dict[str, Any]:
+    def options_of(self, mechanism: str, account: Account | None = None, **changes: str | None) -> dict[str, Any]:
         """Return the options of ``settings.OUTBOX`` that do the same; that nobody gets in is soon noticed."""
         account = account or self.accounts[mechanism]
         common = {

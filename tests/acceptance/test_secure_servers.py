@@ -169,7 +169,7 @@ def test_broker_that_refuses_is_waited_for_and_named(
         "certificate is for another name: .*'localhost'": (by_name, kafka.options_of("PLAIN")),
         "the port wants TLS, and security_protocol is SASL_PLAINTEXT": (
             kafka.servers,
-            kafka.options_of("PLAIN", security_protocol="SASL_PLAINTEXT"),
+            kafka.options_of("PLAIN", security_protocol="SASL_PLAINTEXT", ssl_cafile=None),
         ),
         "the port does not speak TLS, and security_protocol is SASL_SSL": (
             kafka.in_the_clear,
@@ -300,7 +300,7 @@ def _says(worker: Worker, pattern: str) -> bool:
 
 
 def test_certificates_in_the_database_url_reach_the_driver() -> None:
-    from smartflow.settings import database
+    from smartflow.database_url import database
 
     url = "mysql://u:p@db.example/x?ssl_ca=/etc/ca.pem&ssl_cert=/etc/own.pem&ssl_key=/etc/own.key"
     options = database(url)["OPTIONS"]
@@ -310,7 +310,7 @@ def test_certificates_in_the_database_url_reach_the_driver() -> None:
 
 
 def test_how_much_is_verified_is_for_the_database_url_to_say() -> None:
-    from smartflow.settings import database
+    from smartflow.database_url import database
 
     options = database("mysql://u:p@db.example/x?ssl_ca=/etc/ca.pem&ssl_mode=VERIFY_CA")["OPTIONS"]
     assert (options["ssl"], options["ssl_mode"]) == ({"ca": "/etc/ca.pem"}, "VERIFY_CA")

@@ -6,7 +6,8 @@ import select
 import time
 from typing import SupportsIndex
 
-from smartflow.settings import DATABASES, database
+from smartflow.database_url import database
+from smartflow.settings import DATABASES
 from tests.acceptance.probe.names import ELSEWHERE
 from tests.acceptance.settings import *  # noqa: F403
 

@@ -13,7 +13,7 @@ from outbox import Delivery, signals
 from outbox.consumer import Consumer
 from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
-from smartflow.settings import database
+from smartflow.database_url import database
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import get, record, records_of, statuses

@@ -21,7 +21,7 @@ from django.test import RequestFactory
 from django.views.debug import technical_500_response
 
 from outbox.management.commands import run_outbox
-from smartflow.settings import database
+from smartflow.database_url import database
 from tests.services import CHECKOUT, mariadb_url, mysql_url, require
 
 DATABASE: Final = "Sw0rdfishDatabase"
@@ -157,10 +157,13 @@ def test_status_of_a_broker_that_is_away_says_no_secret(tmp_path: Path) -> None:
 
 def test_line_of_the_env_file_that_cannot_be_read_is_not_repeated(tmp_path: Path) -> None:
     file = tmp_path / "env"
-    file.write_text(f"KAFKA_SASL_PASSWORD = {KAFKA}\n{KAFKA}\n")
-    done = run(("-c", f"import smartflow.settings as s; s.env.read_env({str(file)!r})"), environment(**SQLITE))
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("is not of the form NAME=value") == 2
+    file.write_text(f"DEBUG=false\nKAFKA_SASL_PASSWORD = {KAFKA}\n# a remark\n{KAFKA}\n")
+    done = run(
+        ("-c", f"import pathlib, smartflow.environment as e; e.read_dot_env(pathlib.Path({str(file)!r}))"),
+        environment(**SQLITE),
+    )
+    assert done.returncode == 1
+    assert f"{file}: not of the form NAME=value, without blanks around '=': line 2, 4" in done.stderr
     assert CORE not in done.stdout + done.stderr
 
 

@@ -305,11 +305,11 @@ def test_event_without_handler_is_a_warning(
     assert "order.paid" not in str(message)
 
 
-def test_configured_names_that_nobody_declares_are_warnings(check: Check) -> None:
+def test_configured_names_that_nobody_declares_are_errors(check: Check) -> None:
     found = check(SERVICES={"agnet": {}}, EVENTS={"agent.state.snapshot.persits": {}})
-    assert "'agnet'" in str(found["outbox.W042"][0])
-    assert "agent" in str(found["outbox.W042"][0].hint)
-    assert "'agent.state.snapshot.persits'" in str(found["outbox.W043"][0])
+    assert "'agnet'" in str(found["outbox.E048"][0])
+    assert "agent" in str(found["outbox.E048"][0].hint)
+    assert "'agent.state.snapshot.persits'" in str(found["outbox.E049"][0])
 
 
 # --- databases ---------------------------------------------------------------------------------------------------

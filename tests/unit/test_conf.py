@@ -77,12 +77,36 @@ def test_values_are_read_from_upper_case_keys(settings: Any) -> None:
         ({"MAX_PAYLOAD_BYTES": None}, "$.MAX_PAYLOAD_BYTES"),
         ({"BROKER": "kafka"}, "$.BROKER"),
         ({"ENABLED": "no"}, "$.ENABLED"),
+        ({"RELAY": {"BATCH_SIZE": 0}}, "(OUTBOX['RELAY']['BATCH_SIZE'] is 0)"),
+        ({"EVENTS": {"a.a": {}, "a.b": {"JITTER": 1.5}}}, "(OUTBOX['EVENTS']['a.b']['JITTER'] is 1.5)"),
+        ({"SERVICES": {"agent": {"TABEL": "t"}}}, "(OUTBOX['SERVICES']['agent']['TABEL'] is 't')"),
+        ({"ENABLED": "maybe"}, "(OUTBOX['ENABLED'] is 'maybe')"),
+        ({"RETRY_BASE_SECONDS": float("nan")}, "(OUTBOX['RETRY_BASE_SECONDS'] is nan)"),
+        ({"RETRY_CAP_SECONDS": float("inf")}, "(OUTBOX['RETRY_CAP_SECONDS'] is inf)"),
+        ({"RETRY_MAX_ATTEMPTS": 2**31}, "(OUTBOX['RETRY_MAX_ATTEMPTS'] is 2147483648)"),
+        ({"EVENTS": {"a.b": {"MAX_ATTEMPTS": 2**31}}}, "['MAX_ATTEMPTS'] is 2147483648)"),
+        ({"RELAY": {"POLL_INTERVAL_MS": 10**30}}, "$.RELAY.POLL_INTERVAL_MS"),
+        ({"RELAY": {"IN_FLIGHT_BATCHES": 1001}}, "$.RELAY.IN_FLIGHT_BATCHES"),
+        ({"RELAY": {"POLL_INTERVAL_MS": 900, "MAX_POLL_INTERVAL_MS": 800}}, "POLL_INTERVAL_MS is 900"),
+        ({"RELAY": {"WAKE_UP_FOLDER": "run/outbox"}}, "WAKE_UP_FOLDER is 'run/outbox'"),
+        ({"CONSUMER": {"WAIT_MIN_MS": 2_000, "WAIT_MAX_SECONDS": 1}}, "WAIT_MIN_MS is 2000"),
+        ({"MAX_PAYLOAD_BYTES": 2**31}, "(OUTBOX['MAX_PAYLOAD_BYTES'] is 2147483648)"),
     ],
 )
 def test_wrong_value_is_refused_with_its_place(settings: Any, options: dict[str, Any], place: str) -> None:
     with pytest.raises(ConfigurationError, match=r"settings\.OUTBOX: ") as caught:
         configured(settings, **options)
     assert place in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "broker",
+    [{"OPTIONS": "Sw0rdfish"}, {"OPTION": {"password": "Sw0rdfish"}}, {"PASSWORD": "Sw0rdfish"}, "Sw0rdfish"],
+)
+def test_wrong_value_of_the_broker_is_not_repeated(settings: Any, broker: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"OUTBOX\['BROKER'\]") as caught:
+        configured(settings, BROKER=broker)
+    assert "Sw0rdfish" not in str(caught.value)
 
 
 @pytest.mark.parametrize("whole", [None, [], "x", 1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import subprocess
 import sys
@@ -76,11 +77,67 @@ def test_choosing_a_backend_does_not_import_a_kafka_client() -> None:
         ({"bootstrap_servers": "a:1", "consumer": {"linger_ms": 3}}, "linger_ms"),
         ({"bootstrap_servers": "a:1", "common": {"sasl_user": "me"}}, "sasl_user"),
         ({"bootstrap_servers": "a:1", "common": {"client_id": "me"}}, "client_id"),
+        ({"bootstrap_servers": "a:0"}, "bootstrap_servers"),
+        ({"bootstrap_servers": "a:65536"}, "bootstrap_servers"),
+        ({"bootstrap_servers": "a:1", "request_timeout_seconds": float("inf")}, "request_timeout_seconds"),
+        ({"bootstrap_servers": "a:1", "topic_timeout_seconds": float("nan")}, "topic_timeout_seconds"),
     ],
 )
 def test_wrong_option_is_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigurationError, match=named):
         KafkaBroker(**options)
+
+
+SASL: dict[str, Any] = {
+    "security_protocol": "SASL_SSL",
+    "sasl_mechanism": "PLAIN",
+    "sasl_plain_username": "outbox",
+    "sasl_plain_password": PASSWORD,
+}
+
+
+@pytest.mark.parametrize("section", ["common", "producer", "consumer"])
+@pytest.mark.parametrize(
+    ("changes", "named", "said"),
+    [
+        ({"security_protocol": "SASL_SLL"}, "security_protocol", "'SASL_SLL'; choose one of PLAINTEXT, SSL, SASL_"),
+        ({"security_protocol": "sasl_ssl"}, "security_protocol", "'sasl_ssl'; choose one of"),
+        ({"security_protocol": ""}, "security_protocol", "choose one of"),
+        ({"security_protocol": 1}, "security_protocol", "choose one of"),
+        ({"security_protocol": None}, "sasl_mechanism", "no effect with security_protocol PLAINTEXT"),
+        ({"security_protocol": "PLAINTEXT"}, "sasl_mechanism", "no effect with security_protocol PLAINTEXT"),
+        ({"security_protocol": "SSL"}, "sasl_mechanism", "no effect with security_protocol SSL"),
+        (
+            {"security_protocol": "SASL_PLAINTEXT", "ssl_check_hostname": True},
+            "ssl_check_hostname",
+            "no effect with security_protocol SASL_PLAINTEXT",
+        ),
+        ({"sasl_mechanism": "SCRAM-SHA-521"}, "sasl_mechanism", "'SCRAM-SHA-521'; choose one of PLAIN, SCRAM-SHA-256"),
+        ({"sasl_mechanism": None}, "sasl_mechanism", "choose one of"),
+        ({"sasl_mechanism": ["PLAIN"]}, "sasl_mechanism", "choose one of"),
+        ({"sasl_plain_username": None}, "sasl_plain_username", "PLAIN needs it"),
+        ({"sasl_plain_password": ""}, "sasl_plain_password", "PLAIN needs it"),
+        ({"sasl_mechanism": "SCRAM-SHA-512", "sasl_plain_password": None}, "sasl_plain_password", "SCRAM-SHA-512"),
+        ({"ssl_keyfile": __file__}, "ssl_keyfile", "ssl_certfile"),
+        ({"ssl_check_hostname": None}, "ssl_check_hostname", "neither True nor False"),
+        ({"ssl_check_hostname": 0}, "ssl_check_hostname", "neither True nor False"),
+    ],
+)
+def test_what_would_weaken_security_is_refused(section: str, changes: dict[str, Any], named: str, said: str) -> None:
+    """kafka-python takes an unknown protocol for PLAINTEXT, and ignores what belongs to another one."""
+    options: dict[str, Any] = {"bootstrap_servers": "a:1", "common": dict(SASL)}
+    options[section] = options.get(section, {}) | changes
+
+    with pytest.raises(ConfigurationError, match=f"'{section}': '{named}' .*{re.escape(said)}") as caught:
+        KafkaBroker(**options)
+    assert PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("common", [{}, {"security_protocol": "SSL"}, SASL | {"security_protocol": "SASL_PLAINTEXT"}])
+def test_scheme_of_a_server_has_to_be_the_protocol(common: dict[str, Any]) -> None:
+    """The client cuts the scheme off: SASL_SSL:// alone would connect in the clear."""
+    with pytest.raises(ConfigurationError, match=r"'security_protocol' is .* say SASL_SSL://"):
+        KafkaBroker(bootstrap_servers="SASL_SSL://a:1", common=common)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +148,7 @@ def test_wrong_option_is_named(options: dict[str, Any], named: str) -> None:
     ],
 )
 def test_servers_may_be_a_list_or_joined_by_commas(given: str | list[str], servers: list[str]) -> None:
-    assert KafkaOptions.parse({"bootstrap_servers": given}).servers == servers
+    assert KafkaOptions.parse({"bootstrap_servers": given, "common": SASL}).servers == servers
 
 
 def test_common_options_reach_the_clients_that_know_them_and_own_ones_win() -> None:
@@ -126,7 +183,11 @@ def test_option_that_a_client_refuses_is_a_mistake_of_configuration(dead_port: i
 def test_file_that_cannot_be_read_is_a_mistake_of_configuration(section: str, tmp_path: Path) -> None:
     """To the client it looks like a broker that is away, and no waiting mends it."""
     missing = tmp_path / "ca.pem"
-    options = {"bootstrap_servers": "127.0.0.1:9092", section: {"ssl_cafile": str(missing), "ssl_keyfile": None}}
+    options: dict[str, Any] = {
+        "bootstrap_servers": "127.0.0.1:9092",
+        section: {"ssl_cafile": str(missing), "ssl_keyfile": None},
+    }
+    options.setdefault("common", {})["security_protocol"] = "SSL"
 
     with pytest.raises(ConfigurationError, match=f"'{section}': 'ssl_cafile' .*ca.pem"):
         KafkaBroker(**options)
@@ -181,7 +242,7 @@ def test_password_is_in_no_message_and_no_log(dead_port: int, caplog: pytest.Log
     broker = KafkaBroker(
         bootstrap_servers=f"127.0.0.1:{dead_port}",
         request_timeout_seconds=0.2,
-        common={"sasl_plain_password": PASSWORD, "ssl_password": PASSWORD, "sasl_plain_username": "outbox"},
+        common=SASL | {"ssl_password": PASSWORD},
     )
     with pytest.raises(BrokerUnavailableError):
         broker.topics([ROUTE])

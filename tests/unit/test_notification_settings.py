@@ -29,6 +29,14 @@ def test_defaults_are_five_seconds_and_a_lease_of_a_minute(settings: Any) -> Non
         ({"SITE_URL": "javascript:alert(1)"}, "SITE_URL"),
         ({"SITE_URL": "https://x/?a=1"}, "SITE_URL"),
         ({"ALLOWED_HOST": []}, "ALLOWED_HOST"),
+        ({"TIMEOUT_SECONDS": float("inf")}, "TIMEOUT_SECONDS"),
+        ({"LEASE_SECONDS": 1e12}, "LEASE_SECONDS"),
+        ({"SITE_URL": "http://[::1"}, "SITE_URL"),
+        ({"SITE_URL": "http://a:b"}, "SITE_URL"),
+        ({"SITE_URL": "http://a:99999"}, "SITE_URL"),
+        ({"ALLOWED_HOSTS": ["https://hooks.example"]}, "ALLOWED_HOSTS has 'https://hooks.example'"),
+        ({"ALLOWED_HOSTS": ["hooks.example/path"]}, "ALLOWED_HOSTS"),
+        ({"CA_FILE": "/nowhere/ca.pem"}, "CA_FILE .*/nowhere/ca.pem"),
     ],
 )
 def test_wrong_setting_is_named_and_fails_the_check(settings: Any, wrong: dict[str, Any], named: str) -> None:
@@ -49,3 +57,10 @@ def test_deployment_check_warns_of_what_is_for_a_developers_machine(settings: An
     assert [message.id for message in check_deployment()] == ["notification.W001", "notification.W002"]
     settings.NOTIFICATION = {"SITE_URL": "https://smartflow.example"}
     assert check_settings() == check_deployment() == []
+
+
+def test_password_in_the_address_of_the_site_is_not_repeated(settings: Any) -> None:
+    settings.NOTIFICATION = {"SITE_URL": "https://user:very-secret@smartflow.example"}
+    with pytest.raises(ConfigurationError, match="SITE_URL") as caught:
+        notification_settings()
+    assert "very-secret" not in str(caught.value)

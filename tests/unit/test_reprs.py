@@ -9,7 +9,7 @@ from outbox.conf import outbox_settings
 
 
 def test_configuration_shows_no_password_when_it_is_printed(settings: Any) -> None:
-    options = {"bootstrap_servers": "h:1", "common": {"sasl_plain_password": "Sw0rdfish"}}
+    options = {"bootstrap_servers": "h:1", "common": {"security_protocol": "SSL", "ssl_password": "Sw0rdfish"}}
     settings.OUTBOX = {"BROKER": {"BACKEND": "kafka", "OPTIONS": options}}
 
     assert "kafka" in repr(outbox_settings())
