@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 import threading
 import time
@@ -13,7 +12,9 @@ from contextlib import suppress
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
-logger = logging.getLogger(__name__)
+from outbox.log_text import get_logger
+
+logger = get_logger(__name__)
 
 
 def run_bounded(steps: Iterable[Callable[[], object]], *, timeout_s: float) -> None:
@@ -46,5 +47,7 @@ def _run(step: Callable[[], object]) -> None:
 def log_stack(ident: int, what: str) -> None:
     """Log where the thread ``ident`` is that does not return: the process is about to end because of ``what``."""
     frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented
-    stack = "".join(traceback.format_stack(frame)) if frame else "unknown"
-    logger.critical("handler does not return, ending the process: %s, at:\n%s", what, stack)
+    # The innermost first: it says the most, and the end of a long line is cut.
+    calls = reversed(traceback.extract_stack(frame)) if frame else ()
+    stack = " < ".join(f"{each.filename}:{each.lineno} in {each.name}" for each in calls) or "unknown"
+    logger.critical("handler does not return, ending the process: %s, at: %s", what, stack)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -15,6 +14,7 @@ from outbox.handling import BatchHandling
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.held import HeldRecords
 from outbox.leases import Switches
+from outbox.log_text import get_logger
 from outbox.outage import ConnectionBackoff, is_fault
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
@@ -22,7 +22,7 @@ from outbox.sessions import close_if_idle
 from outbox.shutdown import StopFlag
 from outbox.takeovers import Takeovers
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _HELD_BATCHES = 4
 """So many batches of records may be held, whose rows others have locked, before no more are received."""

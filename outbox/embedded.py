@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
 from datetime import timedelta
@@ -13,10 +12,11 @@ from outbox.catalog import repository_of
 from outbox.conf import outbox_settings
 from outbox.fields import SHARD_COUNT
 from outbox.leases import CONSUMER, Presence, ShardLeases, new_worker_id
+from outbox.log_text import get_logger
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class LeasedRows:

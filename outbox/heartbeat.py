@@ -7,7 +7,6 @@ it was an outage, however soon a fresh one succeeds.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection
 from datetime import timedelta
@@ -18,10 +17,11 @@ from django.db.utils import DatabaseError, InterfaceError, OperationalError
 
 from outbox.heartbeat_thread import BeatOutcomes, HeartbeatThread
 from outbox.leases import Presence, Switches
+from outbox.log_text import get_logger
 from outbox.models import WORKER_PARTITIONS_MAX_LENGTH
 from outbox.partitions import encode_partitions
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ANSWER_TIMEOUT: Final = timedelta(seconds=5)
 _MOST_STUCK_THREADS: Final = 3

@@ -18,9 +18,10 @@ from django.db.utils import DatabaseError, InterfaceError
 from outbox.backoff import RetryPolicy, delay
 from outbox.database_errors import ErrorKind, kind_of
 from outbox.leases import Presence, Switches
+from outbox.log_text import get_logger
 from outbox.sessions import worker_session
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seconds=5), max_attempts=2**31, jitter=0.5)
 _SQLITE_BUSY_MS: Final = 1000

@@ -5,13 +5,13 @@ Django drops the hooks behind one that raises, and raises its error from the com
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
+from outbox.log_text import get_logger
 from outbox.watchdog import Watchdog
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 def guard_hooks(connection: Any, *, since: int, watchdog: Watchdog, limit_s: float, name: str) -> None:

@@ -6,7 +6,6 @@ not enough there is the last one and its age, and the new one is found the next 
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +15,11 @@ from typing import Final
 
 from outbox.conf import on_settings_reset, outbox_settings
 from outbox.exceptions import OutboxError
+from outbox.log_text import get_logger
 from outbox.routes import ServiceRoute
 from outbox.workers import open_broker
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PATIENCE: Final = timedelta(milliseconds=500)
 FRESH_FOR: Final = timedelta(seconds=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any, Final
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-logger = logging.getLogger(__name__)
+from outbox.log_text import get_logger
+
+logger = get_logger(__name__)
 
 _END: Final = {"mysql": "KILL %s", "postgresql": "SELECT pg_terminate_backend(%s)"}
 

@@ -6,7 +6,6 @@ and know nothing of who listens.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,8 +17,9 @@ from typing import Any, Final
 from django.dispatch import Signal
 
 from outbox import signals
+from outbox.log_text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 INTERVAL: Final = timedelta(seconds=10)
 

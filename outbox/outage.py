@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from datetime import timedelta
 from typing import Final
 
@@ -13,8 +12,9 @@ from outbox import signals
 from outbox.backoff import RetryPolicy, delay
 from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
+from outbox.log_text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seconds=5), max_attempts=2**31, jitter=0.5)
 """The cap is short: a worker should be back within seconds of the broker or the database."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -10,11 +9,12 @@ from datetime import timedelta
 from outbox import signals
 from outbox.blame import message_of
 from outbox.brokers.base import IncomingRecord
+from outbox.log_text import get_logger
 from outbox.portions import Portion
 from outbox.rejections import Rejection
 from outbox.rows import Locked
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(slots=True)

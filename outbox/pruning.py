@@ -7,7 +7,6 @@ processor for a part of the time (measured: docs/reliability.md).
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,13 +20,14 @@ from django.db.utils import DatabaseError
 
 from outbox.database_errors import ErrorKind, kind_of
 from outbox.lifecycle import Status
+from outbox.log_text import get_logger
 from outbox.models import RejectedRecord
 from outbox.repository import OutboxRepository
 from outbox.shutdown import StopFlag
 from outbox.sql import to_db
 from outbox.statistics import count_rows
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

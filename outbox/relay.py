@@ -7,7 +7,6 @@ can send a row twice, never lose one.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from outbox.fields import SHARD_COUNT
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.horizon import DeliveryHorizon
 from outbox.leases import ShardLeases
+from outbox.log_text import get_logger
 from outbox.marks import Hand, OwnHand, PublishedMarks
 from outbox.outage import ConnectionBackoff, is_fault
 from outbox.repository import OutboxRepository
@@ -33,7 +33,7 @@ from outbox.shutdown import StopFlag
 from outbox.sql import from_db
 from outbox.wakeups import WakeUpSocket
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @dataclass(slots=True)

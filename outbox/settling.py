@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
@@ -17,8 +16,6 @@ from outbox.outcomes import News
 from outbox.repository import OutboxRepository
 from outbox.rows import Locked
 from outbox.waiting import WaitingEvents
-
-logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE: Final = timedelta(days=3650)
 """Whatever a handler asks for, the moment must be one that a database can hold."""

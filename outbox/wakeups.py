@@ -7,7 +7,6 @@ be there at all: on another host, for another user, on Windows, for rows that ot
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import stat
@@ -22,7 +21,9 @@ from hashlib import blake2s
 from pathlib import Path
 from typing import Final
 
-logger = logging.getLogger(__name__)
+from outbox.log_text import get_logger
+
+logger = get_logger(__name__)
 
 _LOOK_AGAIN_S: Final = 1.0
 """How long a publisher believes what it saw in the folder: a new relay is woken from then on."""

@@ -12,7 +12,6 @@ that end itself has the end done again, twice at the most.
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import threading
 import time
@@ -30,11 +29,12 @@ from django.db.backends.signals import connection_created
 from outbox.bounded import log_stack, run_bounded
 from outbox.exceptions import HandlerTimeoutError
 from outbox.late_connections import Session, session_of, throw_away
+from outbox.log_text import get_logger
 
 A = TypeVar("A")
 R = TypeVar("R")
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _STOOD_STILL_S: Final = 1.0
 """The watchdog wakes up later than this only where the whole process stood still: frozen, or its host suspended."""

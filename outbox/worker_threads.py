@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Generic, TypeVar
 
 from django.db import connections
 
+from outbox.log_text import get_logger
 from outbox.sessions import worker_session
 from outbox.shutdown import StopFlag
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 T = TypeVar("T")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import time
@@ -40,8 +39,6 @@ from outbox.takeovers import Takeovers
 from outbox.wakeups import open_wake_ups
 from outbox.watchdog import Watchdog
 from outbox.worker_threads import WorkerRun, run_together
-
-logger = logging.getLogger(__name__)
 
 _LET_GO_S: Final = 5.0
 """How long a process that ends over a handler may take to say that its other consumers are not to blame."""

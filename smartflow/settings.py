@@ -200,7 +200,8 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"line": {"format": "{asctime} {levelname} {name} {message}", "style": "{"}},
-    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "filters": {"one_line": {"()": "outbox.log_text.OneLineFilter"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]}},
     "root": {"handlers": ["stderr"], "level": env.choice("LOG_LEVEL", _LEVELS, default="INFO")},
     "loggers": {"kafka": {"level": env.choice("KAFKA_LOG_LEVEL", _LEVELS, default="CRITICAL")}},
 }

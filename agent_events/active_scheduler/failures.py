@@ -6,7 +6,6 @@ the rollback, that the event comes again or is dead. A success in between wins: 
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 from django.db import transaction
@@ -18,8 +17,9 @@ from outbox.catalog import repository_of
 from outbox.contracts import contracts
 from outbox.envelope import Envelope, decode_envelope
 from outbox.exceptions import EnvelopeError, UnreadableError
+from outbox.log_text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _EVENT_TYPE: Final = "active_schedule.triggered"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
@@ -14,9 +13,10 @@ from django.utils import timezone
 from agent_events.payload_types import ConversationId, Int64, Moment, Name, Tokens, UserId, check_storable
 from outbox import event, publish
 from outbox.bus import publishing_enabled
+from outbox.log_text import get_logger
 from outbox.models import service_route
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 @event("agent.state.snapshot.persist", service="agent", version="v1", key="conversation_id", validate=check_storable)

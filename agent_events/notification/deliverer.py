@@ -26,10 +26,11 @@ from agent_events.notification.records import Claimed, Exchange, NotificationRec
 from agent_events.notification.sender import WebhookSender
 from outbox.database_errors import ErrorKind, kind_of
 from outbox.exceptions import OutboxError
+from outbox.log_text import get_logger
 from outbox.outage import ConnectionBackoff
 from outbox.shutdown import StopFlag
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class OpenTransactionError(OutboxError):

@@ -20,8 +20,9 @@ from outbox.brokers._kafka_options import KafkaOptions
 from outbox.brokers._kafka_records import read_whatever_lies_there
 from outbox.brokers._kafka_refusals import Refusals
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
+from outbox.log_text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RECONNECT_PAUSE_MAX_MS: Final = 1_000
 """Longest pause between two attempts to connect; kafka-python's 30 s would add to every outage."""

@@ -19,7 +19,6 @@ Headers are read when somebody asks for them, so that what nobody looks at costs
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
@@ -30,8 +29,9 @@ from kafka.record.util import decode_varint
 
 from outbox.brokers import _kafka_codecs as codecs
 from outbox.envelope import Headers
+from outbox.log_text import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 UNREADABLE: Final = "outbox-unreadable-batch"
 

@@ -7,7 +7,6 @@ middle of a rebalance for exactly them.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,9 +29,10 @@ from outbox.brokers._kafka_ledger import Ledger
 from outbox.brokers._kafka_records import PackedHeaders
 from outbox.brokers.base import IncomingRecord
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, LostSubscriptionError
+from outbox.log_text import get_logger
 from outbox.routes import ServiceRoute
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SESSION_TIMEOUT_MS: Final = 6_000
 """The least that brokers allow by default; with a heartbeat each 2 s, a killed member's partitions move within 10 s."""

@@ -14,6 +14,10 @@ from django.db.utils import DatabaseError, InterfaceError, OperationalError
 
 from outbox.conf import outbox_settings
 from outbox.exceptions import OutboxError
+from outbox.log_text import one_line
+
+_MESSAGE_MAX_LENGTH: Final = 20_000
+"""A message may list names that a project has many of."""
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def explain_errors() -> Iterator[None]:
     try:
         yield
     except OutboxError as error:
-        raise CommandError(str(error)) from error
+        raise CommandError(one_line(str(error), _MESSAGE_MAX_LENGTH)) from error
 
 
 @contextmanager
@@ -32,8 +36,8 @@ def explain_refusal() -> Iterator[None]:
         yield
     except DatabaseError as error:
         raise CommandError(
-            f"the database refused a statement: {error}. Are its tables up to date? See `manage.py migrate` and "
-            f"`manage.py check --database default`."
+            f"the database refused a statement: {one_line(str(error))}. Are its tables up to date? See `manage.py "
+            f"migrate` and `manage.py check --database default`."
         ) from error
 
 
@@ -43,7 +47,7 @@ def explain_outage() -> Iterator[None]:
     try:
         yield
     except (OperationalError, InterfaceError) as error:
-        raise CommandError(f"database error: {error}") from error
+        raise CommandError(f"database error: {one_line(str(error))}") from error
 
 
 def refuse_when_disabled() -> None:

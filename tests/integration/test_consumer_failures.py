@@ -42,6 +42,25 @@ def test_poison_event_alone_dies_and_says_why(alias: str, toys: Toys, consumer: 
     assert (consumer.totals.consumed, consumer.totals.dead, consumer.totals.retried) == (19, 1, 0)
 
 
+def test_text_of_an_error_makes_no_log_of_its_own(
+    alias: str, toys: Toys, consumer: Consumer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A text of 50 MB was written five times over, and its line breaks began lines of their own."""
+    again, dying = published(alias, 2, key=str)
+    factories.change(alias, dying, max_retry=1)
+    toys.fail(again, ValueError("first\n2026-01-01 ERROR outbox.relay forged \ud800" + "x" * 5_000_000))
+    toys.fail(dying, Discard("second\r\x1b[2J" + "y" * 5_000_000))
+
+    deliver(alias, consumer, [again, dying])
+
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("outbox")]
+    assert [line for line in lines if f"row {again} (toy.note) failed, attempt 1" in line]
+    assert [line for line in lines if f"row {dying} (toy.note) is dead" in line]
+    assert all(line.isprintable() for line in lines)
+    assert sum(map(len, caplog.text.splitlines())) < 20_000
+    assert (get(alias, again).status, get(alias, dying).status) == ("pending", "dead")
+
+
 def test_several_poison_events_of_one_batch_are_found_and_nothing_else(
     alias: str, toys: Toys, consumer: Consumer
 ) -> None:
