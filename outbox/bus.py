@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 from django.db import connections
-from django.utils.module_loading import import_string
 
 from outbox.catalog import relay_hints, repository_of, route_registry
 from outbox.conf import on_settings_reset, outbox_settings
@@ -19,7 +19,7 @@ from outbox.exceptions import PayloadTooLargeError, UnknownEventTypeError, Wrong
 from outbox.policies import EventPolicies
 from outbox.routes import ServiceRoute
 from outbox.rows import NewRow
-from outbox.tracing import current_traceparent
+from outbox.tracing import TraceparentSource, current_traceparent
 
 
 def publish(event: msgspec.Struct, *, using: str | None = None) -> str:
@@ -89,7 +89,7 @@ def _row(contract: EventContract[Any], event: msgspec.Struct, event_id: str) -> 
         message_key=contract.message_key(event),
         payload=encode_stored(contract, payload, event_id=event_id, aggregate_id=aggregate_id),
         max_retry=EventPolicies(contracts, outbox_settings()).retry(contract.event_type).max_attempts,
-        traceparent=current_traceparent() or _traceparent_source()() or "",
+        traceparent=current_traceparent() or _traceparent_source().read(),
     )
 
 
@@ -131,13 +131,8 @@ def _check_database(route: ServiceRoute, event_type: str, using: str | None) -> 
 
 
 @lru_cache(maxsize=1)
-def _traceparent_source() -> Callable[[], str | None]:
-    path = outbox_settings().traceparent
-    return import_string(path) if path else _no_traceparent
-
-
-def _no_traceparent() -> str | None:
-    return None
+def _traceparent_source() -> TraceparentSource:
+    return TraceparentSource(outbox_settings().traceparent, clock=time.monotonic)
 
 
 on_settings_reset(_traceparent_source.cache_clear)

@@ -24,6 +24,7 @@ from outbox.exceptions import (
     UnknownEventTypeError,
     UnknownVersionError,
 )
+from outbox.nesting import encode_shallow
 
 P = TypeVar("P", bound=msgspec.Struct)
 
@@ -100,7 +101,7 @@ class EventContract(Generic[P]):
         :raises InvalidEventError: names the field and the reason.
         """
         try:
-            encoded = msgspec.json.encode(payload)
+            encoded = encode_shallow(payload)
             self._check(msgspec.json.decode(encoded, type=self.payload_type))
         except FieldError as error:
             raise InvalidEventError(self.event_type, field=error.field, reason=error.reason) from error

@@ -18,6 +18,7 @@ from outbox.envelope import decode_envelope
 from outbox.exceptions import EnvelopeError, InvalidEventError, OutboxError, PayloadError, UnknownEventTypeError
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
+from outbox.nesting import TOO_DEEP, is_nested_too_deep
 from outbox.routes import ServiceRoute
 
 EDITABLE_BYTES: Final = 1024 * 1024
@@ -101,7 +102,7 @@ class EditForm:
         try:
             envelope = decode_envelope(stored, outbox_id=self.row_id, event_type=self.event_type)
             self.text = _shown(msgspec.json.format(bytes(envelope.payload), indent=2).decode())
-        except (EnvelopeError, msgspec.MsgspecError, UnicodeError):
+        except (EnvelopeError, msgspec.MsgspecError, UnicodeError, RecursionError):
             self.text = _shown(stored)
             self.problem = (
                 "The stored payload is not an envelope: below is the column as it is. Replace it by the payload alone."
@@ -115,6 +116,8 @@ class EditForm:
         :raises OutboxError: it does not keep the contract, belongs to another key, or is too large.
         """
         raw = text.encode("utf-8", "surrogatepass")
+        if is_nested_too_deep(raw):
+            raise InvalidEventError(self.event_type, field="payload", reason=TOO_DEEP)
         payload = self.contract.decode(raw, version=self.contract.version)
         key = self.contract.message_key(payload)
         if key != self.key:

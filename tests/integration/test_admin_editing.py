@@ -122,6 +122,37 @@ def test_payload_that_breaks_the_contract_is_not_saved(root: Client, payload: An
     assert (now_of(row).status, now_of(row).payload) == ("dead", row.payload)
 
 
+DEEP = "[" * 500 + "]" * 500
+DEEPER = "[" * 50_000 + "]" * 50_000
+
+
+@pytest.mark.parametrize("deep", [DEEP, DEEPER])
+def test_payload_that_is_nested_too_deep_is_not_saved(root: Client, deep: str) -> None:
+    """Also in a field that the contract passes over: it would be stored, and be more than a consumer can read."""
+    row = add_dead(payload=snapshot())
+    answer = edit(root, row, json.dumps(snapshot())[:-1] + f', "extra": {deep}}}')
+    assert answer.status_code == 200
+    problem = answer.context["form"].problem
+    assert "agent.state.snapshot.persist" in problem
+    assert "'payload'" in problem
+    assert "nested deeper than 200 levels" in problem
+    assert now_of(row).payload == row.payload
+
+
+@pytest.mark.parametrize("deep", [DEEP, "[" * 900 + "]" * 900, DEEPER])
+def test_stored_payload_that_is_nested_too_deep_can_be_seen_and_mended(
+    root: Client, outbox_alias: str, deep: str
+) -> None:
+    """Other software writes rows too."""
+    row = add_dead()
+    column = f'{{"event_id": "e-1", "payload": {deep}}}'
+    type(row).objects.using(outbox_alias).filter(pk=row.pk).update(payload=column)
+    for page in ("change", "edit"):
+        assert root.get(f"{MESSAGES}{row.pk}/{page}/").status_code == 200
+    edit(root, row, snapshot())
+    assert json.loads(now_of(row).payload)["payload"] == snapshot()
+
+
 def test_two_who_edit_at_once_do_not_overwrite_each_other(root: Client, outbox_alias: str) -> None:
     row = add_dead(payload=snapshot(phase="old"))
     token = root.get(f"{MESSAGES}{row.pk}/edit/").context["form"].token

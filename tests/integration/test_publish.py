@@ -333,3 +333,25 @@ def test_event_carries_the_trace_of_the_request(alias: str, configure: Configure
     publish(snapshot())
 
     assert [row.traceparent for row in outbox_rows(alias)] == [TRACEPARENT, ""]
+
+
+def failing_trace() -> str:
+    raise LookupError("the tracer is not there")
+
+
+def long_trace() -> str:
+    return "x" * 100
+
+
+@pytest.mark.parametrize("source", ["failing_trace", "long_trace", "no_such_function"])
+def test_source_of_traces_that_fails_keeps_no_event_back(
+    alias: str, settings: Any, caplog: pytest.LogCaptureFixture, source: str
+) -> None:
+    settings.OUTBOX = {**settings.OUTBOX, "TRACEPARENT": f"{__name__}.{source}"}
+
+    with transaction.atomic(using=alias):
+        publish(snapshot())
+        publish_many([snapshot(), snapshot()])
+
+    assert [row.traceparent for row in outbox_rows(alias)] == ["", "", ""]
+    assert caplog.text.count("events are published without a trace") == 1

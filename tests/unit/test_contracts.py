@@ -78,7 +78,9 @@ def test_valid_event_comes_back(contract: EventContract[Order]) -> None:
         (Order(order_id="o", user_id=1, inner=Inner(10)), "inner.size", "Expected `int` <= 9"),
         (Order(order_id="o", user_id=1, free=object()), "payload", "unsupported"),
         (Order(order_id="o\udc00", user_id=1), "payload", "surrogates"),
-        (Order(order_id="o", user_id=1, free=nested(100_000)), "payload", "recursion"),
+        (Order(order_id="o", user_id=1, free=nested(100_000)), "free", "nested deeper than 200 levels"),
+        (Order(order_id="o", user_id=1, free=nested(900)), "free", "nested deeper than 200 levels"),
+        (Order(order_id="o", user_id=1, free=nested(199)), "free", "nested deeper than 200 levels"),
     ],
 )
 def test_invalid_event_is_refused_with_field_and_reason(
@@ -90,6 +92,18 @@ def test_invalid_event_is_refused_with_field_and_reason(
     assert caught.value.field == field
     assert reason in caught.value.reason
     assert "'order.placed' refused" in str(caught.value)
+
+
+def test_event_that_holds_itself_is_refused(contract: EventContract[Order]) -> None:
+    value: list[Any] = []
+    value.append(value)
+    with pytest.raises(InvalidEventError, match=r"field 'free': .* holds itself"):
+        contract.encode(Order(order_id="o", user_id=1, free=value))
+
+
+def test_event_that_goes_as_deep_as_it_may_comes_back(contract: EventContract[Order]) -> None:
+    order = Order(order_id="o", user_id=1, free=nested(198))
+    assert contract.decode(contract.encode(order), version="v3") == order
 
 
 @pytest.mark.parametrize(
