@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-_TROUBLE: Final = re.compile(r"^\S+ \S+ (?:ERROR|CRITICAL) |^Traceback |^CommandError", re.MULTILINE)
+_TROUBLE: Final = re.compile(r"^\S+ \S+ (?:ERROR|CRITICAL) |^ *Traceback |^CommandError", re.MULTILINE)
 _WARNING: Final = re.compile(r"^\S+ \S+ WARNING .*$", re.MULTILINE)
 _LOOK_S: Final = 0.02
 ANSWER: Final = "ANSWER "

@@ -20,7 +20,7 @@ from outbox.brokers._kafka_options import KafkaOptions
 from outbox.brokers._kafka_records import read_whatever_lies_there
 from outbox.brokers._kafka_refusals import Refusals
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
-from outbox.log_text import get_logger
+from outbox.log_text import get_logger, one_line
 
 logger = get_logger(__name__)
 
@@ -135,7 +135,7 @@ class ClientFactory:
 
 def describe(error: BaseException) -> str:
     """Return an error's kind and text on one line; the clients leave the text out at times."""
-    text = " ".join(str(error).split())
+    text = one_line(" ".join(str(error).split()))  # a broker wrote a part of it
     kind = type(error).__name__
     return text if kind in text else f"{kind}: {text}" if text else kind
 

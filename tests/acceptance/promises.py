@@ -37,7 +37,8 @@ class EffectRow:
 def unexpected_tracebacks(text: str) -> list[str]:
     """Return the log lines that a traceback follows, but for those that kafka-python writes when it closes."""
     lines = text.splitlines()
-    said = [lines[number - 1] if number else "" for number, line in enumerate(lines) if line.startswith("Traceback")]
+    starts = [number for number, line in enumerate(lines) if line.lstrip().startswith("Traceback")]
+    said = [lines[number - 1] if number else "" for number in starts]
     return [line for line in said if " ERROR kafka." not in line]
 
 

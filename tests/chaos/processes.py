@@ -51,7 +51,7 @@ def surprises(text: str) -> list[str]:
     lines = text.splitlines()
     found = []
     for number, line in enumerate(lines):
-        if not line.startswith("Traceback") or not number or not lines[number - 1].strip():
+        if not line.lstrip().startswith("Traceback") or not number or not lines[number - 1].strip():
             continue
         said, told = lines[number - 1], []
         for later in lines[number:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -46,11 +47,15 @@ def test_worker_that_ends_in_any_other_way_is_a_breach(exit_code: int | None) ->
     assert judged(exit_code=exit_code, killed_itself=(PID,) if exit_code is None else ())
 
 
-def traceback(said: str, error: str) -> str:
-    return f'{said}\nTraceback (most recent call last):\n  File "x.py", line 1, in x\n{error}\n'
+@pytest.fixture(params=["", "  "], ids=["of Python", "of a log"])
+def traceback(request: pytest.FixtureRequest) -> Callable[[str, str], str]:
+    """Return what makes a traceback: Python's own, and one in a log, which stands behind two blanks."""
+    indent: str = request.param
+    lines = ("Traceback (most recent call last):", '  File "x.py", line 1, in x')
+    return lambda said, error: "".join(f"{line}\n" for line in (said, *(indent + each for each in (*lines, error))))
 
 
-def test_traceback_that_nothing_injected_explains_is_a_surprise() -> None:
+def test_traceback_that_nothing_injected_explains_is_a_surprise(traceback: Callable[[str, str], str]) -> None:
     said = "2026-11-30 09:00:00,000 ERROR outbox it failed"
     after = "2026-11-30 09:00:01,000 INFO outbox it goes on\n"
     assert surprises(traceback(said, "KeyError: 'x'") + after) == [said]

@@ -305,6 +305,22 @@ def test_event_without_handler_is_a_warning(
     assert "order.paid" not in str(message)
 
 
+@pytest.mark.parametrize(
+    ("common", "named"),
+    [
+        ({"security_protocol": "SASL_SLL"}, "'security_protocol' is 'SASL_SLL'"),
+        ({"sasl_plain_password": "Sw0rdfish"}, "'sasl_plain_password' has no effect"),
+        ({"security_protocol": "SASL_SSL"}, "'sasl_mechanism' is None"),
+    ],
+)
+def test_broker_that_would_be_spoken_to_in_the_clear_is_an_error(
+    check: Check, common: dict[str, str], named: str
+) -> None:
+    found = check(BROKER={"BACKEND": "kafka", "OPTIONS": {"bootstrap_servers": "a:1", "common": common}})
+    assert named in str(found["outbox.E022"][0])
+    assert "Sw0rdfish" not in str(found)
+
+
 def test_configured_names_that_nobody_declares_are_errors(check: Check) -> None:
     found = check(SERVICES={"agnet": {}}, EVENTS={"agent.state.snapshot.persits": {}})
     assert "'agnet'" in str(found["outbox.E048"][0])
