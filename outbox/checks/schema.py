@@ -7,7 +7,6 @@ not be stopped by what it is about to put right.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from django.apps import apps
@@ -20,6 +19,8 @@ from django.db.models import Model
 from outbox import lifecycle
 from outbox.checks.databases import services_by_alias, vendor_of
 from outbox.checks.declarations import outbox_models, valid_routes
+from outbox.checks.encodings import column_encodings, session_encoding
+from outbox.checks.inspection import Database, Table
 from outbox.checks.options import configured
 from outbox.conf import OutboxSettings
 from outbox.contracts import contracts
@@ -38,33 +39,6 @@ _NEEDED_FOR: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """What a database says of one table."""
-
-    columns: frozenset[str]
-    indexes: tuple[tuple[str, ...], ...]
-
-
-@dataclass(slots=True)
-class _Database:
-    """One alias, and what was learned of it."""
-
-    alias: str
-    tables: dict[str, _Table] = field(default_factory=dict)
-    unmigrated: frozenset[str] = frozenset()
-    """Labels of apps whose tables are not looked at, as ``migrate`` has yet to work on them."""
-
-    @property
-    def where(self) -> str:
-        return f"database {self.alias!r}"
-
-    def fetch(self, sql: str, parameters: Collection[Any] = ()) -> list[Any]:
-        with connections[self.alias].cursor() as cursor:
-            cursor.execute(sql, list(parameters))
-            return list(cursor.fetchall())
-
-
 def check_schema(aliases: Collection[str]) -> list[CheckMessage]:
     """Check those of ``aliases`` that outbox tables live on."""
     options = configured()
@@ -73,7 +47,7 @@ def check_schema(aliases: Collection[str]) -> list[CheckMessage]:
     messages: list[CheckMessage] = []
     for alias in services_by_alias():
         if alias in aliases and alias in set(connections) and vendor_of(alias) in SUPPORTED_VENDORS:
-            database = _Database(alias)
+            database = Database(alias)
             try:
                 messages += _check(database, options)
             except Exception as error:  # noqa: BLE001 - an outage, missing rights: whatever it is, a check never raises
@@ -120,9 +94,10 @@ def _unfinished(route: ServiceRoute, event_types: Collection[str]) -> Count:
         return Count(0)
 
 
-def _check(database: _Database, options: OutboxSettings) -> Iterator[CheckMessage]:
+def _check(database: Database, options: OutboxSettings) -> Iterator[CheckMessage]:
     yield from _version(database)
     yield from _packet(database, options)
+    yield from session_encoding(database)
     _look(database)
     if database.unmigrated:
         yield CheckWarning(
@@ -140,7 +115,7 @@ def _check(database: _Database, options: OutboxSettings) -> Iterator[CheckMessag
 # --- the server --------------------------------------------------------------------------------------------------
 
 
-def _version(database: _Database) -> Iterator[CheckMessage]:
+def _version(database: Database) -> Iterator[CheckMessage]:
     connection: Any = connections[database.alias]
     kind = "mariadb" if getattr(connection, "mysql_is_mariadb", False) else connection.vendor
     version = tuple(connection.get_database_version())
@@ -153,7 +128,7 @@ def _version(database: _Database) -> Iterator[CheckMessage]:
         )
 
 
-def _packet(database: _Database, options: OutboxSettings) -> Iterator[CheckMessage]:
+def _packet(database: Database, options: OutboxSettings) -> Iterator[CheckMessage]:
     if vendor_of(database.alias) != "mysql":
         return
     packet = int(database.fetch("SELECT @@max_allowed_packet")[0][0])
@@ -186,7 +161,7 @@ def _is_on(service: str, alias: str) -> bool:
     return route is not None and route.database == alias
 
 
-def _look(database: _Database) -> None:
+def _look(database: Database) -> None:
     """Read the columns and indexes of the tables, and which apps are not migrated."""
     connection = connections[database.alias]
     models = _models_on(database.alias)
@@ -194,7 +169,7 @@ def _look(database: _Database) -> None:
         introspection = connection.introspection
         existing = set(introspection.table_names(cursor))
         for name in existing & {model._meta.db_table for model in models}:
-            database.tables[name] = _Table(
+            database.tables[name] = Table(
                 columns=frozenset(column.name for column in introspection.get_table_description(cursor, name)),
                 indexes=tuple(
                     tuple(each["columns"])
@@ -205,7 +180,7 @@ def _look(database: _Database) -> None:
     database.unmigrated = _unmigrated(database, models)
 
 
-def _unmigrated(database: _Database, models: Collection[type[Model]]) -> frozenset[str]:
+def _unmigrated(database: Database, models: Collection[type[Model]]) -> frozenset[str]:
     """Return the labels of the apps that ``migrate`` has yet to work on."""
     loader = MigrationLoader(connections[database.alias], ignore_no_migrations=True)
     pending = {label for label, name in loader.graph.nodes if (label, name) not in loader.applied_migrations}
@@ -214,7 +189,7 @@ def _unmigrated(database: _Database, models: Collection[type[Model]]) -> frozens
     return frozenset(labels & (pending | (missing & loader.unmigrated_apps)))
 
 
-def _model(database: _Database, model: type[Model]) -> Iterator[CheckMessage]:
+def _model(database: Database, model: type[Model]) -> Iterator[CheckMessage]:
     name = model._meta.db_table
     table = database.tables.get(name)
     if table is None:
@@ -246,11 +221,13 @@ def _model(database: _Database, model: type[Model]) -> Iterator[CheckMessage]:
                 obj=model,
                 id="outbox.W082",
             )
-    if issubclass(model, OutboxMessage) and vendor_of(database.alias) == "mysql":
-        yield from _mysql_table(database, model)
+    if vendor_of(database.alias) == "mysql":
+        yield from column_encodings(database, model)
+        if issubclass(model, OutboxMessage):
+            yield from _mysql_table(database, model)
 
 
-def _mysql_table(database: _Database, model: type[Model]) -> Iterator[CheckMessage]:
+def _mysql_table(database: Database, model: type[Model]) -> Iterator[CheckMessage]:
     """Look at what a table that other software made may have otherwise."""
     name = model._meta.db_table
     engine = database.fetch(

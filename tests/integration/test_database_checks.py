@@ -114,6 +114,76 @@ def test_keys_compared_without_case_are_an_error(alias: str, made_elsewhere: str
     assert "outbox.E087" not in found(alias)
 
 
+EMOJI = "🙂"
+
+
+def emoji_in(alias: str) -> bool:
+    """Write a payload with an emoji into the task service's table, and say whether it is there."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute(
+            f"INSERT INTO {TaskOutboxMessage._meta.db_table} (id, event_type, message_key, payload, status, topic)"
+            " VALUES (1, 'a.b', 'k', %s, 'pending', 't')",
+            [EMOJI],
+        )
+        cursor.execute(f"SELECT payload FROM {TaskOutboxMessage._meta.db_table}")
+        ((payload,),) = cursor.fetchall()
+    return bool(payload == EMOJI)
+
+
+@on_each_mysql
+@pytest.mark.parametrize("character_set", ["utf8mb3", "latin1"])
+def test_table_that_cannot_hold_every_character_is_an_error(alias: str, execute: Execute, character_set: str) -> None:
+    """Made as a migration makes it, but by a server whose default is another one."""
+    execute(f"CREATE TABLE {ELSEWHERE} LIKE task_outbox_messages")
+    try:
+        with task_table(ELSEWHERE):
+            execute(f"ALTER TABLE {ELSEWHERE} CONVERT TO CHARACTER SET {character_set}")
+            messages = found(alias)
+            assert set(messages) == {"outbox.E087", "outbox.E088"}
+            (message,) = messages["outbox.E088"]
+            for part in (f"'{ELSEWHERE}'", "payload", f"in {character_set}"):
+                assert part in str(message)
+            for statement in str(message.hint).removesuffix(".").partition(": ")[2].split("; "):
+                execute(statement)
+            assert found(alias) == {}
+            assert emoji_in(alias)
+    finally:
+        execute(f"DROP TABLE {ELSEWHERE}")
+
+
+@on_each_mysql
+def test_single_column_in_another_character_set_is_an_error(alias: str, made_elsewhere: str, execute: Execute) -> None:
+    execute(f"ALTER TABLE {made_elsewhere} MODIFY payload longtext CHARACTER SET latin1 NOT NULL")
+    (message,) = found(alias)["outbox.E088"]
+    assert "keeps payload in latin1:" in str(message)
+
+
+@on_each_mysql
+def test_session_that_does_not_speak_every_character_is_an_error(alias: str, execute: Execute) -> None:
+    execute("SET NAMES utf8mb3")
+    try:
+        assert set(found(alias)) == {"outbox.E089"}
+    finally:
+        execute("SET NAMES utf8mb4")
+    assert found(alias) == {}
+
+
+@pytest.mark.parametrize("database_alias", ["postgres"], indirect=True)
+def test_database_that_is_not_encoded_in_utf8_is_an_error(alias: str, execute: Execute) -> None:
+    connection = connections[alias]
+    other = f"latin1_{os.getpid()}"
+    execute(f"CREATE DATABASE {other} ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
+    try:
+        connection.close()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(connection.settings_dict, "NAME", other)
+            (message,) = found(alias)["outbox.E089"]
+            assert "encoded in LATIN1" in str(message)
+        connection.close()
+    finally:
+        execute(f"DROP DATABASE {other}")
+
+
 @on_each_mysql
 def test_table_without_transactions_is_an_error(alias: str, made_elsewhere: str, execute: Execute) -> None:
     execute(f"ALTER TABLE {made_elsewhere} ENGINE = MyISAM")
