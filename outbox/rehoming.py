@@ -16,7 +16,7 @@ from django.db import connections, transaction
 from outbox import lifecycle
 from outbox.models import RehomedRow
 from outbox.routes import RouteRegistry, ServiceRoute
-from outbox.sql import dialect_of, from_db, id_list, placeholders, to_db
+from outbox.sql import dialect_of, id_list, moment_of, placeholders, to_db
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 _COLUMNS: Final = (
@@ -33,6 +33,7 @@ _COLUMNS: Final = (
     "interruptions",
 )
 _TIMES: Final = frozenset({"next_retry_at", "created_at"})
+"""Where one is none, the row is due at once, and was created at the moment of its move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,8 @@ class Rehoming:
         with transaction.atomic(using=self._source.database):
             sql = dialect_of(self._connection)
             rows = self._fetch(
-                f"SELECT id, {', '.join(_COLUMNS)} FROM {self._source.table}{sql.by_primary_key}"
+                f"SELECT id, {', '.join(sql.dated.format(name) if name in _TIMES else name for name in _COLUMNS)}"
+                f" FROM {self._source.table}{sql.by_primary_key}"
                 f" WHERE id IN ({id_list(ids)}) AND {self._misplaced()} ORDER BY id{sql.for_update}",
                 [*lifecycle.UNFINISHED, *self._foreign],
             )
@@ -142,11 +144,13 @@ class Rehoming:
             if not rows:
                 return
             target = connections[route.database]
-            one = f"({placeholders(_COLUMNS)}, %s, %s)"
+            now = dialect_of(target).now
+            one = ", ".join(f"COALESCE(%s, {now})" if name in _TIMES else "%s" for name in _COLUMNS)
+            one = f"({one}, %s, %s)"
             values: list[Any] = []
             for row in rows:
                 values += [
-                    to_db(target, from_db(value)) if name in _TIMES and value is not None else value
+                    _moment(target, value) if name in _TIMES else value
                     for name, value in zip(_COLUMNS, row[1:], strict=True)
                 ]
                 values += [route.service, route.topic]
@@ -187,3 +191,8 @@ class Rehoming:
     def _execute(self, using: str, sql: str, parameters: Sequence[Any]) -> None:
         with connections[using].cursor() as cursor:
             cursor.execute(sql, parameters)
+
+
+def _moment(target: Any, value: Any) -> Any:
+    moment = moment_of(value)
+    return None if moment is None else to_db(target, moment)

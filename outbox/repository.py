@@ -21,7 +21,7 @@ from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
 from outbox.rows import Blocker, Claim, Due, Failure, Locked, Marked, NewRow, Pruned
 from outbox.searches import Searches
-from outbox.sql import Dialect, dialect_of, from_db, id_list, placeholders, storable, to_db
+from outbox.sql import Dialect, dialect_of, from_db, id_list, moment_of, placeholders, storable, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 TRACEBACK_MAX_LENGTH: Final = 100_000
@@ -91,7 +91,8 @@ class OutboxRepository:
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
             f" CASE WHEN {length} <= %s THEN m.payload END, m.traceparent,"
-            f" {self._sql.exact.format('m.next_retry_at')}, {self._sql.exact.format(self._sql.now)}, {length}"
+            f" {self._sql.exact.format(self._sql.dated.format('m.next_retry_at'))},"
+            f" {self._sql.exact.format(self._sql.now)}, {length}"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
             [min(max_length, max_bytes // limit), *parameters],
         )
@@ -111,7 +112,7 @@ class OutboxRepository:
                 (Due(row[0], row[1], row[2], long.get(row[0], row[3]), row[4]) for row in rows), key=attrgetter("id")
             ),
             claimed_at=rows[0][6],
-            last=(rows[-1][5], rows[-1][0]) if rows[0][5] is not None else None,
+            last=None if rows[0][5] is None or moment_of(rows[-1][5]) is None else (rows[-1][5], rows[-1][0]),
             is_cut=len(rows) < len(found),
         )
 
@@ -219,8 +220,8 @@ class OutboxRepository:
         return {
             key: Blocker(
                 id=row_id,
-                due_at=from_db(due_at) if status == Status.PENDING and due_at is not None else None,
-                unchanged_for=from_db(now) - from_db(updated_at),
+                due_at=moment_of(due_at) if status == Status.PENDING else None,
+                unchanged_for=_time_since(updated_at, now),
                 is_sent=status == Status.PUBLISHED,
             )
             for key, row_id, status, due_at, updated_at, now, _event_type in details
@@ -232,7 +233,8 @@ class OutboxRepository:
         return self._move(
             lifecycle.CONSUME,
             ids,
-            f"consumed_at = {now}, published_at = COALESCE(published_at, {now}), interruptions = 0",
+            f"consumed_at = {now}, published_at = COALESCE({self._sql.dated.format('published_at')}, {now}),"
+            " interruptions = 0",
         )
 
     def wait(self, ids: Sequence[int], *, until: datetime) -> int:
@@ -344,20 +346,23 @@ class OutboxRepository:
         consumers (docs/performance.md).
         """
         window = self._fetch(
-            f"SELECT id, status, consumed_at, created_at FROM {self._table} WHERE id > %s ORDER BY id LIMIT %s",
+            f"SELECT id, status, {self._sql.dated.format('consumed_at')}, {self._sql.dated.format('created_at')}"
+            f" FROM {self._table} WHERE id > %s ORDER BY id LIMIT %s",
             [after_id, limit],
         )
         if not window:
             return Pruned()
         candidates = [
-            row[0] for row in window if row[1] == Status.CONSUMED and row[2] and from_db(row[2]) < consumed_before
+            row_id
+            for row_id, status, consumed_at, _ in window
+            if status == Status.CONSUMED and _is_before(consumed_at, consumed_before)
         ]
         deleted = 0
         ids = self._find([Status.CONSUMED], candidates, lock=True)
         if ids:
             deleted = self._execute(self._sql.delete_by_id.format(table=self._table, ids=id_list(ids)))
         # Ids grow with time, so behind a row as young as the limit there is nothing left to delete.
-        reached_young = all(from_db(row[3]) >= consumed_before for row in window)
+        reached_young = not any(_is_before(row[3], consumed_before, unknown=True) for row in window)
         return Pruned(deleted, None if reached_young or len(window) < limit else window[-1][0])
 
     def now(self) -> datetime:
@@ -463,8 +468,9 @@ class OutboxRepository:
         if not ids:
             return []
         return self._fetch(
-            f"SELECT message_key, id, status, next_retry_at, updated_at, {self._sql.now}, event_type FROM {self._table}"
-            f"{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
+            f"SELECT message_key, id, status, {self._sql.dated.format('next_retry_at')},"
+            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, event_type"
+            f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
         )
 
     def _wake_successors(self, ids: Sequence[int]) -> None:
@@ -515,6 +521,18 @@ def _same_attempt(row: Locked) -> tuple[str, Sequence[Any]]:
         "retry_count = %s AND replay_count = %s AND interruptions = %s",
         [row.retry_count, row.replay_count, row.interruptions],
     )
+
+
+def _time_since(value: Any, now: Any) -> timedelta:
+    """Return the time from a column's moment until ``now``; without one it is for ever."""
+    moment = moment_of(value)
+    return timedelta.max if moment is None else from_db(now) - moment
+
+
+def _is_before(value: Any, limit: datetime, *, unknown: bool = False) -> bool:
+    """Say whether a column's moment lies before ``limit``; ``unknown`` where it has none."""
+    moment = moment_of(value)
+    return unknown if moment is None else moment < limit
 
 
 def _columns(failure: Failure) -> list[Any]:

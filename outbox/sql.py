@@ -23,6 +23,8 @@ class Dialect:
     """The length of a text in bytes, which is what brokers and packets are limited by."""
     exact: str = "{}"
     """A moment so that, given back as a parameter, it compares equal to its column, and as large as it is late."""
+    dated: str = "{}"
+    """A column of times, NULL where it holds what is no time: see ``moment_of``."""
     nulls_first: bool = True
     """An index in ascending order begins with NULL."""
     by_primary_key: str = ""
@@ -41,6 +43,8 @@ _DIALECTS: Final = {
         now="UTC_TIMESTAMP(6)",
         # To make a datetime takes the driver a microsecond, and a claim has a thousand that nobody computes with.
         exact="CAST({} AS CHAR)",
+        # A zero date is no value that a strict server lets be assigned or compared with: not even a column's to itself.
+        dated="CASE WHEN MONTH({0}) * DAYOFMONTH({0}) > 0 THEN {0} END",
         by_primary_key=" FORCE INDEX (PRIMARY)",
         by_secondary_index=" IGNORE INDEX (PRIMARY)",
         # The comparison of pairs is not searched by index:
@@ -57,6 +61,8 @@ _DIALECTS: Final = {
     ),
     "postgresql": Dialect(
         now="STATEMENT_TIMESTAMP()",
+        # The driver has no datetime for infinity, nor for years before 1 and after 9999.
+        dated="CASE WHEN {0} BETWEEN '0001-01-02' AND '9999-12-30' THEN {0} END",
         nulls_first=False,
         for_update=" FOR UPDATE",
         skip_locked=" FOR UPDATE SKIP LOCKED",
@@ -67,6 +73,7 @@ _DIALECTS: Final = {
         now="STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
         length="LENGTH(CAST({} AS BLOB))",
         exact="CAST({} AS TEXT)",
+        dated="CASE WHEN DATETIME({0}) IS NOT NULL THEN CAST({0} AS TEXT) END",
     ),
 }
 
@@ -108,6 +115,18 @@ def from_db(value: Any) -> datetime:
         value = datetime.fromisoformat(value)
     moment: datetime = value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
     return moment
+
+
+def moment_of(value: Any) -> datetime | None:
+    """Turn what a driver gives for a datetime column into an aware datetime in UTC; None for what is no time.
+
+    Other software may have written NULL, a zero date (``0000-00-00 00:00:00``, which MySQL's driver gives as None), or,
+    in SQLite, any text. Such a value says no more than NULL does.
+    """
+    try:
+        return None if value is None else from_db(value)
+    except ValueError:
+        return None
 
 
 def to_db(connection: BaseDatabaseWrapper, value: datetime) -> Any:

@@ -20,7 +20,7 @@ from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.policies import EventPolicies
 from outbox.routes import RouteRegistry, ServiceRoute
-from outbox.sql import dialect_of, from_db, placeholders
+from outbox.sql import dialect_of, from_db, moment_of, placeholders
 
 COUNT_CAP: Final = 10_000
 HUNG_AFTER: Final = timedelta(minutes=1)
@@ -85,9 +85,9 @@ def service_status(
     configured = outbox_settings()
     longest_call = EventPolicies(contracts, configured).longest_call(route.service)
     switch = ServiceSwitch.objects.using(route.database).filter(pk=route.service).first()
-    counts: dict[Status, Count] = {}
-    for status in (Status.PENDING, Status.PUBLISHED, Status.CONSUMED):
-        counts[status] = count_rows(route, "status = %s", [status.value], cap=cap)
+    counts: dict[Status, Count] = {
+        status: count_rows(route, "status = %s", [status.value], cap=cap) for status in Status if status != Status.DEAD
+    }
     counts[Status.DEAD], dismissed = _count_open(
         route.database,
         f"{route.table} WHERE status = %s ORDER BY next_retry_at DESC, id DESC",
@@ -129,17 +129,22 @@ def count_rows(route: ServiceRoute, condition: str, parameters: Iterable[Any], *
 def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> timedelta | None:
     """Return how long ago the row was created that has been due the longest; None when nothing is due.
 
-    Rows of ``foreign_types`` wait for ``rehome_outbox`` and not for a relay: they are passed over.
+    Rows of ``foreign_types`` wait for ``rehome_outbox`` and not for a relay: they are passed over. A row that does not
+    say when it was created is as old as its due time.
     """
-    now = dialect_of(connections[route.database]).now
+    sql = dialect_of(connections[route.database])
+    now, created_at, due_at = sql.now, sql.dated.format("created_at"), sql.dated.format("next_retry_at")
     own = f" AND event_type NOT IN ({placeholders(foreign_types)})" if foreign_types else ""
     found = _fetch(
         route.database,
-        f"SELECT created_at, {now} FROM {route.table} WHERE status = %s"
+        f"SELECT COALESCE({created_at}, {due_at}), {now} FROM {route.table} WHERE status = %s"
         f" AND (next_retry_at IS NULL OR next_retry_at <= {now}){own} ORDER BY next_retry_at, id LIMIT 1",
         [Status.PENDING.value, *foreign_types],
     )
-    return max(from_db(found[0][1]) - from_db(found[0][0]), timedelta(0)) if found else None
+    if not found:
+        return None
+    moment = moment_of(found[0][0])
+    return timedelta(0) if moment is None else max(from_db(found[0][1]) - moment, timedelta(0))
 
 
 def _parks_a_key(route: ServiceRoute, cap: int) -> bool:

@@ -45,7 +45,7 @@ class EditForm:
         self.version = contract.version
         self.stored_version = ""
         self.event_id = str(row.pk)
-        self.unchanged_since: datetime = row.updated_at
+        self.unchanged_since: datetime | None = row.updated_at
         self.text = ""
         self.problem = ""
         self._stored = b""
@@ -67,7 +67,7 @@ class EditForm:
     @property
     def token(self) -> str:
         """Return what says which state of the row the form shows."""
-        return self.unchanged_since.isoformat()
+        return self.unchanged_since.isoformat() if self.unchanged_since else "undated"
 
     def read(self, request: HttpRequest) -> bool:
         """Take what the operator wrote; say whether it can be saved, else why not in ``problem``."""

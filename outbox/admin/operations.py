@@ -64,7 +64,13 @@ def give_up(request: HttpRequest, service: str, ids: Sequence[int], *, reason: s
 
 
 def edit(
-    request: HttpRequest, service: str, row_id: int, *, payload: bytes, unchanged_since: datetime, then_replay: bool
+    request: HttpRequest,
+    service: str,
+    row_id: int,
+    *,
+    payload: bytes,
+    unchanged_since: datetime | None,
+    then_replay: bool,
 ) -> bool:
     """Replace the payload column of a dead row; return False when it was changed by somebody else meanwhile."""
     repository = repository_of(service)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
@@ -21,6 +21,9 @@ from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
 from outbox.sql import placeholders, to_db
 from outbox.statistics import Count, ServiceStatus, WorkerStatus, count_rows, service_status
+
+_FIRST_MOMENT: Final = "'1000-01-01'"
+"""The first that MySQL's columns hold; below are its zero dates, which say no more than NULL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +123,26 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
     """Say whether a row has been due, or on its way, for longer than that; foreign rows wait for ever and do not count.
 
     Both are answered by the first entry of an index. A published row is due again when it is time to redeliver it, so
-    that time, less the delay until then, is when it was sent.
+    that time, less the delay until then, is when it was sent. A row without a due time is due since it was changed, and
+    is on its way since it was published.
     """
     connection = connections[route.database]
     redeliver_after = timedelta(seconds=outbox_settings().relay.redeliver_after_seconds)
     own = f" AND event_type NOT IN ({placeholders(foreign_types)})" if foreign_types else ""
     due_before = OutboxRepository(route).now() - longer_than
-    for status, moment in ((Status.PENDING, due_before), (Status.PUBLISHED, due_before + redeliver_after)):
-        condition = f"status = %s AND next_retry_at < %s{own}"
-        if count_rows(route, condition, [status.value, to_db(connection, moment), *foreign_types], cap=1).value:
-            return True
-    return False
+    undated = f"(next_retry_at IS NULL OR next_retry_at < {_FIRST_MOMENT})"
+    looks = (
+        (Status.PENDING, f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s", due_before),
+        (Status.PENDING, f"{undated} AND updated_at < %s", due_before),
+        (Status.PUBLISHED, f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s", due_before + redeliver_after),
+        (Status.PUBLISHED, f"{undated} AND COALESCE(published_at, updated_at) < %s", due_before),
+    )
+    return any(
+        count_rows(
+            route, f"status = %s AND {look}{own}", [status.value, to_db(connection, moment), *foreign_types], cap=1
+        ).value
+        for status, look, moment in looks
+    )
 
 
 class JsonView:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from django.db import connections
 from django.test import Client
 
 from outbox import publish
@@ -16,7 +17,9 @@ from outbox.contracts import contracts
 from outbox.models import OutboxMessage
 from tests.integration.admin_rows import (
     DATABASES,
+    DEAD,
     MESSAGES,
+    ROUTES,
     SNAPSHOT,
     add_dead,
     at,
@@ -189,6 +192,24 @@ def test_payload_that_is_no_envelope_can_be_mended(root: Client, outbox_alias: s
     envelope = json.loads(now_of(row).payload)
     assert envelope["payload"] == snapshot()
     assert envelope["event_id"] == str(row.pk)
+
+
+@pytest.mark.parametrize("outbox_alias", ["mariadb", "mysql"], indirect=True)
+def test_event_with_zero_dates_is_shown_and_mended(root: Client, outbox_alias: str) -> None:
+    row, other = add_dead(), add_dead()
+    zero = "'0000-00-00 00:00:00'"
+    columns = ("next_retry_at", "published_at", "dead_at", "created_at", "updated_at")
+    with connections[outbox_alias].cursor() as cursor:
+        cursor.execute("SET @usual = @@SESSION.sql_mode, SESSION sql_mode = ''")
+        assigned = ", ".join(f"{column} = {zero}" for column in columns)
+        cursor.execute(f"UPDATE {row._meta.db_table} SET {assigned} WHERE id = {row.pk}")
+        cursor.execute("SET SESSION sql_mode = @usual")
+    for url in (DEAD, f"{MESSAGES}{row.pk}/change/", MESSAGES, f"{MESSAGES}?status=dead", ROUTES):
+        assert root.get(url).status_code == 200, url
+    assert len(root.get(DEAD).context["lines"]) == 2
+    answer = edit(root, row, snapshot(phase="mended"), button="replay")
+    assert said(answer) == ["Payload saved and the event replayed."]
+    assert (now_of(row).status, now_of(other).status) == ("pending", "dead")
 
 
 def test_older_version_is_brought_to_the_current_one(root: Client) -> None:

@@ -159,6 +159,12 @@ def test_adopted_tables_equal_migrated_ones_and_work(make_database: Any) -> None
     insert(adopted, "c2", "published", named=False)
     insert(adopted, "C2", "pending")
     insert(adopted, "c3", "dead")
+    zero = "'0000-00-00 00:00:00'"
+    adopted.run(
+        "SET @usual = @@SESSION.sql_mode, SESSION sql_mode = '';"
+        f" UPDATE {OUTBOX} SET next_retry_at = {zero}, published_at = {zero}, consumed_at = {zero},"
+        f" created_at = {zero}, updated_at = {zero} WHERE message_key IN ('c2', 'c3'); SET SESSION sql_mode = @usual"
+    )
 
     adopt(adopted)
 
