@@ -29,13 +29,15 @@ def is_fault(error: Exception, using: str) -> bool:
 class ConnectionBackoff:
     """Counts failures in a row of one worker: of what it depends on, or of its own.
 
-    Log lines come at 1, 2, 4, 8, … failures in a row: a night without a database does not fill the disk.
+    Log lines come at 1, 2, 4, 8, … failures in a row of each that it depends on: a night without a database does not
+    fill the disk. Each has a line of its own when it is over, whatever failed last: a broker that comes back may drop a
+    subscription before it serves.
     """
 
     def __init__(self, service: str, worker: str, *, rand: float = 0.5) -> None:
         self._service, self._worker, self._rand = service, worker, rand
-        self._what = ""
-        self._failures = 0
+        self._failures: dict[str, int] = {}
+        """In a row, by what failed, in the order in which each did so first."""
         self._traced: set[tuple[type, object]] = set()
 
     def record(self, error: Exception, *, using: str) -> timedelta:
@@ -56,7 +58,7 @@ class ConnectionBackoff:
     def record_failure(self, what: str, error: BaseException, *, kind: ErrorKind = ErrorKind.UNAVAILABLE) -> timedelta:
         """Count one more failure of ``what``, which costs no event an attempt; return how long to pause."""
         pause = self._count(what, error)
-        if self._is_logged:
+        if self._is_logged(what):
             state = "busy" if kind is ErrorKind.CONFLICT else "unavailable"
             logger.warning(
                 "%s %s, retrying: service=%s worker=%s failures=%d pause_seconds=%.1f error=%s",
@@ -64,7 +66,7 @@ class ConnectionBackoff:
                 state,
                 self._service,
                 self._worker,
-                self._failures,
+                self._failures[what],
                 pause.total_seconds(),
                 error,
             )
@@ -77,7 +79,7 @@ class ConnectionBackoff:
         """
         pause = self._count(self._worker, error)
         kind = (type(error), error.args[0] if error.args and isinstance(error.args[0], int) else None)
-        if self._is_logged or kind not in self._traced:
+        if self._is_logged(self._worker) or kind not in self._traced:
             hint = (
                 f" (the database refused a statement: are its tables up to date? See `manage.py migrate --database "
                 f"{using}` and `manage.py check --database {using}`)"
@@ -88,7 +90,7 @@ class ConnectionBackoff:
                 "%s failed, retrying: service=%s failures=%d pause_seconds=%.1f error=%s: %s%s",
                 self._worker,
                 self._service,
-                self._failures,
+                self._failures[self._worker],
                 pause.total_seconds(),
                 type(error).__name__,
                 error,
@@ -100,25 +102,20 @@ class ConnectionBackoff:
 
     def record_success(self) -> None:
         """Note that work goes on."""
-        if self._failures:
+        over, self._failures = self._failures, {}
+        for what, failures in over.items():
             logger.warning(
-                "%s recovered: service=%s worker=%s failures=%d",
-                self._what,
-                self._service,
-                self._worker,
-                self._failures,
+                "%s recovered: service=%s worker=%s failures=%d", what, self._service, self._worker, failures
             )
-            signals.recovered.send_robust(self._service, what=self._what)
-            self._failures = 0
+            signals.recovered.send_robust(self._service, what=what)
 
-    @property
-    def _is_logged(self) -> bool:
-        return self._failures & (self._failures - 1) == 0
+    def _is_logged(self, what: str) -> bool:
+        failures = self._failures[what]
+        return failures & (failures - 1) == 0
 
     def _count(self, what: str, error: BaseException) -> timedelta:
-        self._what = what
-        self._failures += 1
-        pause = delay(self._failures, PAUSES, self._rand)
+        self._failures[what] = self._failures.get(what, 0) + 1
+        pause = delay(sum(self._failures.values()), PAUSES, self._rand)
         signals.outage.send_robust(self._service, what=what, error=str(error), pause_seconds=pause.total_seconds())
         return pause
 

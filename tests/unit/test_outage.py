@@ -46,6 +46,26 @@ def test_outage_of_a_night_is_said_a_dozen_times_and_its_end_once(caplog: pytest
     assert caplog.messages == ["broker recovered: service=agent worker=relay failures=10000"]
 
 
+def test_end_is_said_of_each_that_failed_whatever_failed_last(caplog: pytest.LogCaptureFixture) -> None:
+    """A broker that comes back first drops the subscription: who was told that it is gone is told that it is back."""
+    backoff = ConnectionBackoff("agent", "consumer", rand=0.0)
+    with caplog.at_level(logging.WARNING, "outbox"):
+        pauses = [backoff.record_failure("broker", ERROR) for _ in range(2)]
+        pauses.append(backoff.record_failure("subscription", ERROR))
+        pauses.append(backoff.record_failure("broker", ERROR))
+        backoff.record_success()
+
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "broker unavailable, retrying",
+        "broker unavailable, retrying",
+        "subscription unavailable, retrying",
+        "broker recovered",
+        "subscription recovered",
+    ]
+    assert [message.split("failures=")[1].split()[0] for message in caplog.messages] == ["1", "2", "1", "3", "1"]
+    assert pauses == sorted(set(pauses)), "they grow, whatever fails"
+
+
 def test_listeners_hear_of_beginning_and_end() -> None:
     heard: list[tuple[str, str, str]] = []
 
