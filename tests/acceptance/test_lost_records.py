@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 
 import pytest
@@ -10,6 +11,7 @@ from tests.acceptance.conftest import ON_EACH_MYSQL, Install
 from tests.acceptance.harness import Installation
 from tests.acceptance.plans import Plan
 from tests.acceptance.topics import create_topic, remove_topics, topic_length
+from tests.acceptance.workers import Worker
 
 pytestmark = ON_EACH_MYSQL
 
@@ -23,7 +25,11 @@ def impatient(install: Install) -> Installation:
 
 
 def test_row_marked_published_without_a_record_comes_back(impatient: Installation) -> None:
-    """Somebody marked it by hand, or the topic lost its record: for the database it is the same."""
+    """Somebody marked it by hand, or the topic lost its record: for the database it is the same.
+
+    Of the five, two have a successor of their key: whoever is quicker sends them again, the relay, or the consumer that
+    receives the successor. The other three only the relay can miss. A slow machine may send one a second time.
+    """
     impatient.publish(*[("step", {"key": f"k{n % 5}", "n": n}) for n in range(10)])
     impatient.database.execute(
         "UPDATE probe_outbox_messages SET status = 'published', published_at = UTC_TIMESTAMP(6),"
@@ -32,8 +38,16 @@ def test_row_marked_published_without_a_record_comes_back(impatient: Installatio
     workers = [impatient.relay(), impatient.consumer()]
     impatient.wait_until_done(alive=workers)
     impatient.check()
-    workers[0].stop()
-    assert "redelivered 5" in workers[0].text
+    for worker in workers:
+        worker.stop()
+    by_relay, by_consumer = (_redelivered(worker) for worker in workers)
+    assert by_relay >= 3, (by_relay, by_consumer)
+    assert by_relay + by_consumer >= 5, (by_relay, by_consumer)
+
+
+def _redelivered(worker: Worker) -> int:
+    """Return how many rows a worker that has ended sent again, as its log adds up."""
+    return sum(map(int, re.findall(r"rejected \d+, redelivered (\d+)", worker.text)))
 
 
 def test_deleted_topic_loses_no_event(impatient: Installation) -> None:
