@@ -13,14 +13,19 @@ from typing import Any, Final
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from kafka.errors import KafkaConfigurationError, KafkaError
-from kafka.net.compat import KafkaNetClient
 
 from outbox.brokers import _kafka_codecs
 from outbox.brokers._kafka_options import KafkaOptions
-from outbox.brokers._kafka_records import read_whatever_lies_there
+from outbox.brokers._kafka_private import Part, close_client, do_without, look_up
 from outbox.brokers._kafka_refusals import Refusals
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
 from outbox.log_text import get_logger, one_line
+
+try:
+    from kafka.net.compat import KafkaNetClient
+except ImportError as missing:
+    KafkaNetClient = None
+    do_without(Part.NETWORK, missing)
 
 logger = get_logger(__name__)
 
@@ -29,6 +34,9 @@ RECONNECT_PAUSE_MAX_MS: Final = 1_000
 
 METADATA_MAX_AGE_MS: Final = 60_000
 """How soon partitions that were added to a topic are noticed."""
+
+_EXPIRY_S: Final = 30.0
+"""After so long, a producer holds no record any more: see ``DELIVERY_TIMEOUT_MS``."""
 
 _WRONGLY_CONFIGURED: Final = (KafkaConfigurationError, ValueError, TypeError, AssertionError, RuntimeError)
 """What the constructors raise when an option is at fault, beside ``KafkaError`` for the network's."""
@@ -48,13 +56,20 @@ _without_credentials: Final = _WithoutCredentials()
 _TALKATIVE: Final = ("kafka.net.connection", "kafka.protocol.parser")
 
 
+class _Producer(KafkaProducer):  # type: ignore[misc] # the client has no types
+    """A producer that leaves the library as it is when it is collected: the library's own silences its log for good."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close(timeout=1)
+
+
 class ClientFactory:
     """Builds clients from one set of options."""
 
     def __init__(self, options: KafkaOptions) -> None:
         self.options = options
         self._refusals = Refusals()
-        read_whatever_lies_there()
         for name in _TALKATIVE:
             logging.getLogger(name).addFilter(_without_credentials)
         everything = {*KafkaProducer.DEFAULT_CONFIG, *KafkaConsumer.DEFAULT_CONFIG, *KafkaAdminClient.DEFAULT_CONFIG}
@@ -80,10 +95,10 @@ class ClientFactory:
 
     def producer(self, defaults: Mapping[str, Any], *, client_id: str, fixed: Mapping[str, Any]) -> Any:
         """Connect a ``KafkaProducer``. The project's options go over ``defaults``, and ``fixed`` goes over them."""
-        return self._build(KafkaProducer, "producer", client_id, defaults, fixed)[0]
+        return self._build(_Producer, "producer", client_id, defaults, fixed)[0]
 
     def consumer(self, defaults: Mapping[str, Any], *, client_id: str, fixed: Mapping[str, Any]) -> tuple[Any, Any]:
-        """Connect a ``KafkaConsumer`` likewise; return it and the network client below it."""
+        """Connect a ``KafkaConsumer`` likewise; return it and the network client below it, None where there is none."""
         return self._build(KafkaConsumer, "consumer", client_id, defaults, fixed)
 
     def admin(self) -> Any:
@@ -105,10 +120,11 @@ class ClientFactory:
 
         def network_client(**config: Any) -> Any:
             made = KafkaNetClient(**config)
-            # 3.0 takes allow_auto_create_topics and does not pass it on: without this, a misspelt topic is created.
-            made.cluster.config["allow_auto_create_topics"] = False
-            self._refusals.watch(made, config)
             network.append(made)
+            # 3.0 takes allow_auto_create_topics and does not pass it on: without this, a misspelt topic is created.
+            if (cluster_config := look_up(Part.NETWORK, made, "cluster.config")) is not None:
+                cluster_config["allow_auto_create_topics"] = False
+            self._refusals.watch(made, config)
             return made
 
         config = {
@@ -121,16 +137,23 @@ class ClientFactory:
             **fixed,
             "bootstrap_servers": self.options.servers,
             "client_id": client_id,
-            "kafka_client": network_client,
         }
+        known = client.DEFAULT_CONFIG
+        if "allow_auto_create_topics" in known:
+            config["allow_auto_create_topics"] = False
+        if KafkaNetClient is not None and "kafka_client" in known:
+            config["kafka_client"] = network_client
         try:
-            return client(**config), network[0]
+            made = client(**config)
         except _WRONGLY_CONFIGURED as error:
             _close(network)
             raise ConfigurationError(f"options of the Kafka broker: {section}: {describe(error)}") from error
         except (KafkaError, OSError) as error:
             _close(network)
             raise self.unavailable("cannot connect", self._refusals.reason or error) from error
+        if not network:
+            do_without(Part.NETWORK, "the option kafka_client is not taken")
+        return made, network[0] if network else None
 
 
 def describe(error: BaseException) -> str:
@@ -144,18 +167,27 @@ def abandon(producer: Any, *, patience_seconds: float) -> None:
     """End a producer without waiting for answers: what it still holds fails at once.
 
     Its own ``close()`` begins with a flush and raises when that takes too long, and then nothing is closed. So the
-    I/O thread is told to end, and a thread of ours frees the rest when it has.
+    I/O thread is told to end, and a thread of ours frees the rest when it has. Where that thread cannot be told, it
+    tries to close until the records that the client holds have expired.
     """
-    sender = producer._sender  # noqa: SLF001 - there is no public way, see above
-    sender.force_close()
+    parts = look_up(Part.CLOSING, producer, "_sender.force_close", "_sender.join")
 
     def free() -> None:
-        sender.join(patience_seconds)
-        try:
-            producer.close(timeout=0)
-        except KafkaError as error:
-            logger.warning("Kafka producer %s could not be closed: %s", producer, describe(error))
+        if parts is not None:
+            parts[1](patience_seconds)
+        tries = 1 if parts is not None else round(_EXPIRY_S / patience_seconds) + 2
+        timeout_s = 0 if parts is not None else patience_seconds
+        for left in reversed(range(tries)):
+            try:
+                close_client(producer, lambda: producer.close(timeout=timeout_s))
+            except KafkaError as error:
+                if not left:
+                    logger.warning("Kafka producer %s could not be closed: %s", producer, describe(error))
+            else:
+                return
 
+    if parts is not None:
+        parts[0]()
     threading.Thread(target=free, name="outbox-kafka-abandon", daemon=True).start()
 
 

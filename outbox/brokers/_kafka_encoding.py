@@ -14,8 +14,12 @@ What is used here of the client and is not public:
 
 * ``KafkaProducer._closed``, ``_metadata``, ``_partition``, ``_accumulator``, ``_sender``: the parts that ``send`` puts
   together. There is no public way to give a record to the accumulator.
+* ``RecordAccumulator._batches``, ``ProducerBatch.records``, ``MemoryRecordsBuilder._builder``: the way to a new batch
+  of our client, which is made a ``BatchBuilder``. Its first record is there by then, encoded by the client.
 * ``DefaultRecordBatchBuilder._buffer``, ``_batch_size``, ``_first_timestamp``, ``_max_timestamp``, ``_last_offset``,
   ``_num_records``: what its ``append`` keeps up to date. It has no way to take bytes that are a record already.
+
+Whether all that is as it was, ``difference`` finds out; where it is not, nothing of this module is used.
 """
 
 # ruff: noqa: SLF001 - each is named above, and why
@@ -24,11 +28,14 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any, Final
 
+from kafka import partitioner
 from kafka.partitioner import DefaultPartitioner
+from kafka.producer.record_accumulator import RecordAccumulator
 from kafka.record.default_records import DefaultRecordBatchBuilder, DefaultRecordMetadata
 from kafka.record.util import encode_varint
 from kafka.structs import TopicPartition
@@ -48,7 +55,10 @@ _KNOWN_NAMES: Final = 1 << 10
 
 _TIMES: Final = (int, type(None))
 
-_append_part_by_part: Final = DefaultRecordBatchBuilder.append
+_parts_of: Final = attrgetter(
+    "_closed", "_partition", "_metadata.partitions_for_topic", "_accumulator._batches", "_accumulator.append",
+    "_sender.wakeup",
+)  # fmt: skip
 
 
 class _Varints(dict[int, bytes]):
@@ -79,16 +89,26 @@ _names: Final = _Names()
 
 
 class EncodedRecord:
-    """Key, value and headers as a record holds them; it goes to the batch in the place of the headers."""
+    """Key, value and headers as a record holds them; it goes to the batch in the place of the headers.
 
-    __slots__ = ("content",)
+    To a batch that knows nothing of it, it is the headers.
+    """
 
-    def __init__(self, content: bytes) -> None:
+    __slots__ = ("_headers", "content")
+
+    def __init__(self, content: bytes, headers: Headers) -> None:
         self.content = content
+        self._headers = headers
 
     def __bool__(self) -> bool:
         """Say that there are no headers: the client would add up their sizes for its answer, which is not looked at."""
         return False
+
+    def __len__(self) -> int:
+        return len(self._headers)
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        return iter(self._headers)
 
 
 def encode(key: bytes, value: bytes, headers: Headers) -> EncodedRecord:
@@ -104,46 +124,57 @@ def encode(key: bytes, value: bytes, headers: Headers) -> EncodedRecord:
         if type(content) is not bytes or type(header) is not tuple:
             raise TypeError(header)
         parts += (_names[name], _varints[len(content)], content)
-    return EncodedRecord(b"".join(parts))
+    return EncodedRecord(b"".join(parts), headers)
 
 
-def _append(  # noqa: PLR0917 - as the client calls it
-    builder: Any, offset: int, timestamp: int | None, key: Any, value: Any, headers: Any
-) -> Any:
-    """Add a record to a batch as ``append`` does; return None when the batch is full."""
-    if type(headers) is not EncodedRecord:
-        return _append_part_by_part(builder, offset, timestamp, key, value, headers)
-    if timestamp is None:
-        timestamp = int(time.time() * 1000)
-    content = headers.content
-    first = builder._first_timestamp
-    place = _varints[0 if first is None else timestamp - first] + _varints[offset]
-    length = 1 + len(place) + len(content)
-    prefix = _varints[length]
-    size = len(prefix) + length
-    buffer = builder._buffer
-    if first is None:
-        builder._first_timestamp = builder._max_timestamp = timestamp
-    elif len(buffer) + size > builder._batch_size:
-        return None
-    elif builder._max_timestamp < timestamp:
-        builder._max_timestamp = timestamp
-    builder._num_records += 1
-    builder._last_offset = offset
-    buffer += b"%b\x00%b%b" % (prefix, place, content)  # the zero stands for attributes, which there are none of
-    return DefaultRecordMetadata(offset, size, timestamp)
+class BatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc] # the client has no types
+    """A batch that takes records of ``encode`` as they are, beside those of ``send``."""
+
+    __slots__ = ()
+
+    def append(self: Any, offset: int, timestamp: int | None, key: Any, value: Any, headers: Any) -> Any:
+        """Add a record to the batch as the client does; return None when the batch is full."""
+        if type(headers) is not EncodedRecord:
+            return DefaultRecordBatchBuilder.append(self, offset, timestamp, key, value, headers)
+        if timestamp is None:
+            timestamp = int(time.time() * 1000)
+        content = headers.content
+        first = self._first_timestamp
+        place = _varints[0 if first is None else timestamp - first] + _varints[offset]
+        length = 1 + len(place) + len(content)
+        prefix = _varints[length]
+        size = len(prefix) + length
+        buffer = self._buffer
+        if first is None:
+            self._first_timestamp = self._max_timestamp = timestamp
+        elif len(buffer) + size > self._batch_size:
+            return None
+        elif self._max_timestamp < timestamp:
+            self._max_timestamp = timestamp
+        self._num_records += 1
+        self._last_offset = offset
+        buffer += b"%b\x00%b%b" % (prefix, place, content)  # the zero stands for attributes, which there are none of
+        return DefaultRecordMetadata(offset, size, timestamp)
 
 
-def take_encoded_records() -> None:
-    """Have the batches of every producer of this process take records of ``encode``, beside those of ``send``."""
-    DefaultRecordBatchBuilder.append = _append
+def take_encoded_records(accumulator: Any, partition: TopicPartition) -> None:
+    """Have the newest batch of ``partition`` take records of ``encode`` as they are."""
+    try:
+        builder = accumulator._batches[partition][-1].records._builder
+    except IndexError:
+        return  # it is on its way already
+    if type(builder) is DefaultRecordBatchBuilder:  # and not None, as that of a batch that is closed
+        builder.__class__ = BatchBuilder
 
 
 class RecordWriter:
-    """Gives records to one client. Threads share it as they share the client."""
+    """Gives records to one client. Threads share it as they share the client.
+
+    :raises AttributeError: the client has not all the parts that are used here.
+    """
 
     def __init__(self, client: Any) -> None:
-        take_encoded_records()
+        _parts_of(client)
         self._client = client
         self._limit_bytes = client.config["max_request_size"]
         self._partitions: dict[str, list[int]] = {}
@@ -179,9 +210,10 @@ class RecordWriter:
         ):
             self._wake_sender()  # ``send`` may wait for long, and what was written before need not
             return client.send(topic, value=value, key=key, headers=list(headers), timestamp_ms=timestamp_ms)
-        future, is_full, is_new, _ = client._accumulator.append(
-            TopicPartition(topic, partition), timestamp_ms, key, value, encoded
-        )
+        place = TopicPartition(topic, partition)
+        future, is_full, is_new, _ = client._accumulator.append(place, timestamp_ms, key, value, encoded)
+        if is_new:
+            take_encoded_records(client._accumulator, place)
         self._has_news = self._has_news or is_full or is_new
         return future
 
@@ -218,3 +250,37 @@ def murmur2(data: bytes) -> int:
         mixed = (mixed ^ int.from_bytes(rest, "little")) * _FACTOR & _UINT32
     mixed = (mixed ^ mixed >> 13) * _FACTOR & _UINT32
     return mixed ^ mixed >> 15
+
+
+# --- the self-test ---------------------------------------------------------------------------------------------------
+
+_SAMPLES: Final[Sequence[tuple[bytes, bytes, Headers]]] = (
+    (b"first", b"", ()),
+    (b"", b"v" * 70, (("name", b"header"), ("\u043a\u043b\u044e\u0447", b""))),
+    (b"k" * 64, b"v" * 9_000, tuple((f"name-{number}", b"x" * number) for number in range(70))),
+    (b"last", b"v", (("name", b"h" * 200),)),
+)
+
+
+def difference() -> str:
+    """Write a batch as we do and as the client does; return how the two differ, an empty text when they do not.
+
+    :raises Exception: whatever comes of a client that is made otherwise.
+    """
+    place = TopicPartition("self-test", 0)
+    ours, theirs = (RecordAccumulator(message_version=2, batch_size=1 << 16) for _ in range(2))
+    for number, (key, value, headers) in enumerate(_SAMPLES):
+        at_ms = 1_700_000_000_000 - number % 3 * 1_000
+        if ours.append(place, at_ms, key, value, encode(key, value, headers))[2]:
+            take_encoded_records(ours, place)
+        theirs.append(place, at_ms, key, value, list(headers))
+        if murmur2(key) != partitioner.murmur2(key):
+            return f"key {key!r} belongs to another partition"
+    [batch], [expected] = ours._batches[place], theirs._batches[place]
+    if type(batch.records._builder) is not BatchBuilder:
+        return f"a batch is built by {type(batch.records._builder).__qualname__}"
+    for each in (batch, expected):
+        each.records.close()
+    return (
+        "" if batch.records.buffer() == expected.records.buffer() else "the batch has other bytes than that of send()"
+    )

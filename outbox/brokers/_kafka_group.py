@@ -1,14 +1,42 @@
-"""How a member of a Kafka group takes partitions over and hands them on: one by one, the rest goes on meanwhile."""
+"""A member of a Kafka group: how it joins, reads and commits, and how it takes partitions over and hands them on.
+
+They move one by one, and the rest goes on meanwhile.
+"""
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from kafka.consumer.subscription_state import AsyncConsumerRebalanceListener
+from kafka import AsyncConsumerRebalanceListener, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
+from kafka.errors import KafkaError
+from kafka.structs import OffsetAndMetadata
 
+from outbox.brokers._kafka_client import ClientFactory, describe
+from outbox.brokers._kafka_private import Part, close_client, look_up
+from outbox.brokers._kafka_ways import read_whatever_lies_there
+from outbox.brokers.base import IncomingRecord
+from outbox.routes import ServiceRoute
+
+logger = logging.getLogger(__name__)
+
+SESSION_TIMEOUT_MS: Final = 6_000
+"""The least that brokers allow by default; with a heartbeat each 2 s, a killed member's partitions move within 10 s."""
+
+HEARTBEAT_MS: Final = 2_000
+
+REBALANCE_TIMEOUT_MS: Final = 60_000
+"""What a rebalance may take: kafka-python sends ``max_poll_interval_ms``; the poll thread polls all the time."""
+
+FETCH_MAX_BYTES: Final = 8 * 1024 * 1024
+
+_JOIN_S: Final = 1.0
+_POLL_S: Final = 0.2
+_CLOSE_TIMEOUT_S: Final = 3.0
 _LOOK_S: Final = 0.01
 
 
@@ -51,7 +79,8 @@ class RebalanceListener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  
 
     def __init__(self, owner: Owner, network: Any) -> None:
         self._owner = owner
-        self._loop = network._net  # noqa: SLF001 - the only way to wait on the I/O thread without holding it up
+        # The only way to wait on the I/O thread without holding it up: commits need it.
+        self._sleep: Callable[[float], Any] | None = look_up(Part.HANDING_OVER, network, "_net.sleep")
 
     async def on_partitions_assigned(self, assigned: Iterable[Any]) -> None:
         self._owner.begin(_numbers(assigned))
@@ -60,12 +89,138 @@ class RebalanceListener(AsyncConsumerRebalanceListener):  # type: ignore[misc]  
         partitions = _numbers(revoked)
         self._owner.begin_leaving(partitions)
         deadline = time.monotonic() + self._owner.revoke_timeout_s
-        while self._owner.awaits_commits(partitions) and time.monotonic() < deadline:
-            await self._loop.sleep(_LOOK_S)
+        while self._sleep and self._owner.awaits_commits(partitions) and time.monotonic() < deadline:
+            await self._sleep(_LOOK_S)
         self._owner.end(partitions)
 
     async def on_partitions_lost(self, lost: Iterable[Any]) -> None:
         self._owner.end(_numbers(lost))
+
+
+class GroupMember:
+    """One client from its making to its end. One thread calls it, but for ``commit``."""
+
+    def __init__(self, clients: ClientFactory, route: ServiceRoute, *, client_id: str, owner: Owner) -> None:
+        self._topic = route.topic
+        self._group = route.group
+        defaults = {
+            "session_timeout_ms": SESSION_TIMEOUT_MS,
+            "heartbeat_interval_ms": HEARTBEAT_MS,
+            "max_poll_interval_ms": max(REBALANCE_TIMEOUT_MS, round(owner.revoke_timeout_s * 2_000)),
+            "fetch_max_bytes": FETCH_MAX_BYTES,
+            "metrics_enabled": False,
+        }
+        assignor = OwnedPartitionsAssignor()
+        fixed = {
+            "group_id": route.group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "partition_assignment_strategy": [assignor],
+        }
+        self._consumer, self._network = clients.consumer(defaults, client_id=client_id, fixed=fixed)
+        assignor.consumer = self._consumer
+        read_whatever_lies_there(self._consumer)
+        coordinator = look_up(Part.JOINING, self._consumer, "_coordinator")
+        names = ("rejoining", "request_rejoin", "need_rejoin", "poll")
+        self._coordinator = coordinator if look_up(Part.JOINING, coordinator, *names) else None
+        self._consumer.subscribe([route.topic], listener=RebalanceListener(owner, self._network))
+        self._learn_of_topic(clients.options.request_timeout_seconds)
+
+    def join(self) -> bool:
+        """Join the group where that is due; say whether it is done.
+
+        ``poll`` would join too, but in 3.0 it loses track of a join that is not done when its time is up:
+
+        * One that is answered between two calls is forgotten and another one asked for; with short time-outs that has
+          no end, and every member has to join again each time. So this waits long, and for nothing but the join.
+        * Where changed metadata was the reason, it sees no reason left between the answers to JoinGroup and SyncGroup;
+          the member then never takes its partitions and sends no heartbeats. So what was begun is asked for again.
+        """
+        coordinator = self._coordinator
+        if coordinator is None:
+            return True  # ``read`` joins
+        if coordinator.rejoining:
+            coordinator.request_rejoin()
+        return not coordinator.need_rejoin() or coordinator.poll(timeout_ms=_JOIN_S * 1000)
+
+    def read(self, max_records: int) -> dict[int, list[IncomingRecord]]:
+        """Wait a moment for records; return up to ``max_records`` by partition."""
+        consumer = self._consumer
+        paused = consumer.paused()
+        if paused:
+            consumer.resume(*paused)
+        joins = self._coordinator is None and not consumer.assignment()
+        return _by_partition(consumer.poll(timeout_ms=(_JOIN_S if joins else _POLL_S) * 1000, max_records=max_records))
+
+    def stand_by(self) -> dict[int, list[IncomingRecord]]:
+        """Keep the membership without reading; return the records of a partition that was assigned in this moment."""
+        consumer = self._consumer
+        consumer.pause(*consumer.assignment())
+        return _by_partition(consumer.poll(timeout_ms=0))
+
+    def commit(self, offsets: Mapping[int, int], *, timeout_s: float) -> None:
+        """Commit the offset of the next record to read by partition; any thread may.
+
+        :raises KafkaError, RuntimeError, OSError: whatever the client raises.
+        """
+        named = {
+            TopicPartition(self._topic, part): OffsetAndMetadata(offset, "", -1) for part, offset in offsets.items()
+        }
+        self._consumer.commit(named, timeout_ms=timeout_s * 1000)
+
+    def check_reachable(self, *, timeout_s: float) -> None:
+        """Ask the brokers for anything, as ``read`` says nothing of an outage.
+
+        :raises KafkaError: they do not answer.
+        """
+        self._consumer.end_offsets([TopicPartition(self._topic, 0)], timeout_ms=timeout_s * 1000)
+
+    @property
+    def is_unauthorized(self) -> bool:
+        """Whether the brokers let us not read the topic."""
+        unauthorized = look_up(Part.NETWORK, self._network, "cluster.unauthorized_topics") if self._network else None
+        return self._topic in (unauthorized or ())
+
+    def close(self) -> None:
+        """Leave the group, end the client's thread and its connections."""
+
+        def close() -> None:
+            self._consumer.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_S * 1000)
+
+        try:
+            close_client(self._consumer, close, self._network)
+        except (KafkaError, RuntimeError, OSError) as error:
+            logger.warning(
+                "Kafka group %s: a member could not leave, its session runs out: %s", self._group, describe(error)
+            )
+            if self._network is not None:
+                self._network.close()
+
+    def _learn_of_topic(self, timeout_s: float) -> None:
+        """Know the topic before joining: a leader that does not gives its partitions to nobody, and all join again."""
+        request_update = look_up(Part.NETWORK, self._network, "cluster.request_update") if self._network else None
+        if request_update is None:
+            self._consumer.partitions_for_topic(self._topic)
+            return
+        informed = threading.Event()
+        request_update().add_both(lambda _: informed.set())
+        informed.wait(timeout_s)
+
+
+def _by_partition(found: Mapping[Any, Iterable[Any]]) -> dict[int, list[IncomingRecord]]:
+    return {place.partition: [_incoming(record) for record in records] for place, records in found.items()}
+
+
+def _incoming(record: Any) -> IncomingRecord:
+    headers = record.headers
+    return IncomingRecord(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        key=record.key,
+        value=record.value,
+        header_source=headers if callable(headers) else tuple(headers),
+    )
 
 
 def _numbers(partitions: Iterable[Any]) -> list[int]:

@@ -31,7 +31,8 @@ from kafka.errors import (
 )
 
 from outbox.brokers._kafka_client import ClientFactory, abandon, describe
-from outbox.brokers._kafka_encoding import RecordWriter
+from outbox.brokers._kafka_private import close_client
+from outbox.brokers._kafka_ways import Writer, writer
 from outbox.brokers.base import OutgoingRecord, Refusal, SendReport
 from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError
 
@@ -77,10 +78,10 @@ class _Link:
     client: Any
     batches: deque[_Batch] = field(default_factory=deque)
     known_topics: set[str] = field(default_factory=set)
-    _writer: RecordWriter = field(init=False)
+    _writer: Writer = field(init=False)
 
     def __post_init__(self) -> None:
-        self._writer = RecordWriter(self.client)
+        self._writer = writer(self.client)
 
     def missing(self, topics: Iterable[str]) -> dict[str, str]:
         """Return the topics that cannot be sent to now, and why. Waits for the brokers' answer, within a bound."""
@@ -234,7 +235,7 @@ class KafkaRecordProducer:
             return
         timeout_s = self._clients.options.request_timeout_seconds
         try:
-            link.client.close(timeout=timeout_s)
+            close_client(link.client, lambda: link.client.close(timeout=timeout_s))
         except KafkaError:
             abandon(link.client, patience_seconds=timeout_s)
 

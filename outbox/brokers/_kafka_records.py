@@ -13,9 +13,11 @@ Without this, one such record would hold up its partition for ever.
 A batch whose codec has no library here is not among them: it can be read as soon as somebody installs it.
 
 Headers are read when somebody asks for them, so that what nobody looks at costs nothing.
-"""
 
-# ruff: noqa: SLF001 - there is no public way into the client's reading of a batch
+Only the consumers that are told so read like this: ``FetchedRecords`` stands in the place of the class that the fetcher
+of such a consumer makes of each answer, ``Fetcher.PartitionRecords``. Not public are that class and its place, and of
+``DefaultRecordBatch`` ``_buffer``, ``_pos`` and ``_read_msg``. Whether all that is as it was, ``difference`` finds out.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Final
 
+from kafka import TopicPartition
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import CorruptRecordError, UnsupportedCodecError
-from kafka.record.default_records import DefaultRecord, DefaultRecordBatch
+from kafka.record.default_records import DefaultRecord, DefaultRecordBatch, DefaultRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import decode_varint
 
 from outbox.brokers import _kafka_codecs as codecs
@@ -40,9 +45,6 @@ UNREADABLE_HEADERS: Final = "outbox-unreadable-headers"
 
 _FETCHES: Final = 3
 """After so many, a batch with a wrong checksum is one that lies there."""
-
-_open_strictly: Final = DefaultRecordBatch.__iter__
-_is_whole: Final = DefaultRecordBatch.validate_crc
 
 _damaged: Final[Counter[tuple[int, int, int]]] = Counter()
 """How often a batch came with a wrong checksum."""
@@ -94,10 +96,52 @@ def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:
     return bytes(buffer[at : at + length]), at + length
 
 
-class _FetchedBatch(DefaultRecordBatch):  # type: ignore[misc] # the client has no types
-    """A batch that a consumer has fetched. One that a producer takes apart to send it again is read by the client."""
+class _ControlBatch(DefaultRecordBatch):  # type: ignore[misc] # the client has no types
+    """A batch that a consumer has fetched, with a marker of a transaction in it or with records."""
 
     __slots__ = ()
+
+    def validate_crc(self: Any) -> bool:
+        """Say whether the batch is to be read: it is whole, or it lies there as it is."""
+        if _is_whole(self):
+            return True
+        identity = _identity(self)
+        _damaged[identity] += 1
+        return _damaged[identity] >= _FETCHES
+
+
+class _FetchedBatch(_ControlBatch):
+    """One with records."""
+
+    __slots__ = ()
+
+    def __iter__(self: Any) -> Iterator[Any]:
+        """Give what can be read of the batch, and a record that stands for the rest."""
+        fetched = self._buffer
+        done, last = self.base_offset - 1, self.last_offset
+        try:
+            if _damaged and _damaged[_identity(self)] >= _FETCHES:
+                yield _stand_in(self, fetched, done, "its checksum is wrong")
+                return
+            DefaultRecordBatch.__iter__(self)  # decompresses
+            while (record := next(self, None)) is not None:
+                if not done < record.offset <= last:  # committing such an offset would lose what is between
+                    raise CorruptRecordError(f"offset {record.offset}, where {done + 1} to {last} are due")
+                yield record
+                done = record.offset
+        except Exception as error:
+            name = codecs.NAMES.get(self.compression_type)
+            if isinstance(error, UnsupportedCodecError) and name in codecs.missing():
+                how = codecs.how_to_get([name])
+                raise UnsupportedCodecError(
+                    f"records are compressed by {name}, whose library is missing: {how}"
+                ) from error
+            if done < last:
+                yield _stand_in(self, fetched, done, f"{type(error).__name__}: {error}")
+            else:
+                logger.warning(
+                    "Kafka: a batch whose last offset is %s has more in it than its records: %s", done, error
+                )
 
     def _read_msg(self: Any) -> Any:
         """Read the next record but for its headers (https://kafka.apache.org/documentation/#record)."""
@@ -125,31 +169,6 @@ class _FetchedBatch(DefaultRecordBatch):  # type: ignore[misc] # the client has 
         )
 
 
-def _records(batch: Any) -> Iterator[Any]:
-    """Give what can be read of ``batch``, and a record that stands for the rest."""
-    fetched = batch._buffer
-    done, last = batch.base_offset - 1, batch.last_offset
-    try:
-        if _damaged and _damaged[_identity(batch)] >= _FETCHES:
-            yield _stand_in(batch, fetched, done, "its checksum is wrong")
-            return
-        _open_strictly(batch)
-        while (record := next(batch, None)) is not None:
-            if not done < record.offset <= last:  # committing such an offset would lose what is between
-                raise CorruptRecordError(f"offset {record.offset}, where {done + 1} to {last} are due")
-            yield record
-            done = record.offset
-    except Exception as error:
-        name = codecs.NAMES.get(batch.compression_type)
-        if isinstance(error, UnsupportedCodecError) and name in codecs.missing():
-            how = codecs.how_to_get([name])
-            raise UnsupportedCodecError(f"records are compressed by {name}, whose library is missing: {how}") from error
-        if done < last:
-            yield _stand_in(batch, fetched, done, f"{type(error).__name__}: {error}")
-        else:
-            logger.warning("Kafka: a batch whose last offset is %s has more in it than its records: %s", done, error)
-
-
 def _stand_in(batch: Any, fetched: bytes, done: int, reason: str) -> Any:
     text = f"offsets {done + 1} to {batch.last_offset} cannot be read: {reason}"
     logger.warning("Kafka: %s", text)
@@ -164,26 +183,70 @@ def _stand_in(batch: Any, fetched: bytes, done: int, reason: str) -> Any:
     )
 
 
-def _take_in(batch: Any) -> bool:
-    """Say whether a batch is to be read, as the consumer asks of each that it fetched; nobody else asks."""
-    if not batch.is_control_batch:
-        batch.__class__ = _FetchedBatch
-    return _is_whole_or_given_up(batch)
-
-
-def _is_whole_or_given_up(batch: Any) -> bool:
-    if _is_whole(batch):
-        return True
-    identity = _identity(batch)
-    _damaged[identity] += 1
-    return _damaged[identity] >= _FETCHES
+def _is_whole(batch: Any) -> bool:
+    return bool(DefaultRecordBatch.validate_crc(batch))
 
 
 def _identity(batch: Any) -> tuple[int, int, int]:
     return (batch.base_offset, batch.crc, batch.size_in_bytes)
 
 
-def read_whatever_lies_there() -> None:
-    """Have every consumer of this process read such records."""
-    DefaultRecordBatch.__iter__ = _records
-    DefaultRecordBatch.validate_crc = _take_in
+class FetchedBatches:
+    """The batches of one answer; each becomes one of ours when it is asked for, but for those of old formats."""
+
+    __slots__ = ("_batches",)
+
+    def __init__(self, batches: Any) -> None:
+        self._batches = batches
+
+    def next_batch(self) -> Any:
+        batch = self._batches.next_batch()
+        if type(batch) is DefaultRecordBatch:
+            batch.__class__ = _ControlBatch if batch.is_control_batch else _FetchedBatch
+        return batch
+
+
+class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc] # the client has no types
+    """The records of one partition in one answer, read as this module says."""
+
+    def __init__(self, fetch_offset: int, partition: Any, batches: Any, *args: Any, **options: Any) -> None:
+        super().__init__(fetch_offset, partition, FetchedBatches(batches), *args, **options)
+
+
+# --- the self-test ---------------------------------------------------------------------------------------------------
+
+
+def difference() -> str:
+    """Read batches as we do and as the client does; return how the two differ, an empty text when they do not.
+
+    :raises Exception: whatever comes of a client that is made otherwise.
+    """
+    place = TopicPartition("self-test", 0)
+    for compression in (DefaultRecordBatchBuilder.CODEC_NONE, DefaultRecordBatchBuilder.CODEC_GZIP):
+        builder = DefaultRecordBatchBuilder(2, compression, False, -1, -1, -1, 1 << 16)
+        builder.append(0, 1_700_000_000_000, b"key", b"v" * 300, [("name", b"header"), ("", None)])
+        builder.append(1, 1_699_999_999_000, None, b"", [])
+        builder.append(2, 1_700_000_000_070, b"k" * 70, None, [(f"name-{number}", b"x") for number in range(70)])
+        raw = bytes(builder.build())
+        for first in (0, 1):
+            ours = FetchedRecords(first, place, MemoryRecords(raw))
+            theirs = Fetcher.PartitionRecords(first, place, MemoryRecords(raw))
+            if [_comparable(each) for each in ours.take()] != [_comparable(each) for each in theirs.take()]:
+                return "records are read otherwise than by the client"
+            if ours.next_fetch_offset != theirs.next_fetch_offset:
+                return f"reading goes on at {ours.next_fetch_offset}, that of the client at {theirs.next_fetch_offset}"
+    return ""
+
+
+def _comparable(record: Any) -> tuple[Any, ...]:
+    headers = record.headers() if isinstance(record.headers, PackedHeaders) else record.headers
+    return (
+        record.topic,
+        record.partition,
+        record.offset,
+        record.timestamp,
+        record.timestamp_type,
+        record.key,
+        record.value,
+        [(name, value or b"") for name, value in headers],
+    )

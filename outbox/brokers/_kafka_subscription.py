@@ -11,9 +11,8 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
-from kafka import TopicPartition
 from kafka.errors import (
     CommitFailedError,
     IllegalGenerationError,
@@ -21,12 +20,10 @@ from kafka.errors import (
     RebalanceInProgressError,
     UnknownMemberIdError,
 )
-from kafka.structs import OffsetAndMetadata
 
 from outbox.brokers._kafka_client import ClientFactory, describe
-from outbox.brokers._kafka_group import OwnedPartitionsAssignor, RebalanceListener
+from outbox.brokers._kafka_group import GroupMember
 from outbox.brokers._kafka_ledger import Ledger
-from outbox.brokers._kafka_records import PackedHeaders
 from outbox.brokers.base import IncomingRecord
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError, LostSubscriptionError
 from outbox.log_text import get_logger
@@ -34,25 +31,14 @@ from outbox.routes import ServiceRoute
 
 logger = get_logger(__name__)
 
-SESSION_TIMEOUT_MS: Final = 6_000
-"""The least that brokers allow by default; with a heartbeat each 2 s, a killed member's partitions move within 10 s."""
-
-HEARTBEAT_MS: Final = 2_000
-
-REBALANCE_TIMEOUT_MS: Final = 60_000
-"""What a rebalance may take: kafka-python sends ``max_poll_interval_ms``; the poll thread polls all the time."""
-
-FETCH_MAX_BYTES: Final = 8 * 1024 * 1024
-
-_JOIN_S: Final = 1.0
-_POLL_S: Final = 0.2
 _FULL_PAUSE_S: Final = 0.1
 _COMMIT_PAUSE_S: Final = 0.05
 _PROBE_AFTER_S: Final = 2.0
 _PROBE_TIMEOUT_S: Final = 2.0
 _RETRY_PAUSE_S: Final = 1.0
 _BEGIN_AFRESH_AFTER_S: Final = 60.0
-_CLOSE_TIMEOUT_S: Final = 3.0
+_CLOSE_TIMEOUT_S: Final = 8.0
+"""What a member may take to leave and to end its thread, and some."""
 
 _MEMBERSHIP_IN_FLUX: Final = (
     CommitFailedError,
@@ -81,7 +67,7 @@ class KafkaSubscription:
         self._away_since: float | None = None
         self._commit_failed = False
         self._heard_at = time.monotonic()
-        self._consumer, self._network = self._connect()
+        self._member: GroupMember | None = self._connect()
         self._thread = threading.Thread(target=self._run, name=f"outbox-kafka-poll-{client_id}", daemon=True)
         self._thread.start()
 
@@ -124,6 +110,12 @@ class KafkaSubscription:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(_CLOSE_TIMEOUT_S + self._commit_timeout_s)
+        if self._thread.is_alive():
+            logger.warning(
+                "Kafka subscription not closed: its thread goes on group=%s thread=%s",
+                self._route.group,
+                self._thread.name,
+            )
 
     @property
     def _is_over(self) -> bool:
@@ -139,14 +131,14 @@ class KafkaSubscription:
         while True:
             with self._changed:
                 owed = self._ledger.owed
-                consumer = self._consumer
+                member = self._member
             if not owed:
                 return
             remaining_s = deadline - time.monotonic()
             error: BaseException | str = "the group did not settle in time"
-            if remaining_s > 0 and consumer is not None:
+            if remaining_s > 0 and member is not None:
                 try:
-                    consumer.commit(self._offsets(owed), timeout_ms=remaining_s * 1000)
+                    member.commit(owed, timeout_s=remaining_s)
                 except _MEMBERSHIP_IN_FLUX as flux:
                     error = flux
                 except (KafkaError, RuntimeError, OSError) as failed:  # RuntimeError: closed under our hands
@@ -169,12 +161,6 @@ class KafkaSubscription:
             logger.debug("Kafka group %s: a commit is still owed: %s", self._route.group, error)
         else:
             self._commit_failed = False
-
-    def _offsets(self, owed: Mapping[int, int]) -> dict[Any, Any]:
-        topic = self._route.topic
-        return {
-            TopicPartition(topic, partition): OffsetAndMetadata(offset, "", -1) for partition, offset in owed.items()
-        }
 
     # --- the poll thread -----------------------------------------------------------------------------------------
 
@@ -201,75 +187,53 @@ class KafkaSubscription:
                 self._changed.notify_all()
 
     def _turn(self) -> None:
-        if self._consumer is None:
-            self._reconnect()
+        member = self._member or self._reconnect()
         if self._is_away_for_too_long:
             self._disconnect()
             return
-        if not self._is_member():
-            self._break_silence()
+        if not member.join():
+            self._break_silence(member)
             return
         with self._changed:
             room = self._ledger.room
         if room:
-            self._read_ahead(room)
+            self._read_ahead(member, room)
         else:
-            self._stand_by()
-        if self._commit_failed and not self._outage:
+            self._stand_by(member)
+        if self._outage:
+            return
+        if self._commit_failed:
             self._make_up_for_commit()
 
-    def _is_member(self) -> bool:
-        """Join the group where that is due; say whether it is done.
-
-        ``poll`` would join too, but in 3.0 it loses track of a join that is not done when its time is up:
-
-        * One that is answered between two calls is forgotten and another one asked for; with short time-outs that has
-          no end, and every member has to join again each time. So this waits long, and for nothing but the join.
-        * Where changed metadata was the reason, it sees no reason left between the answers to JoinGroup and SyncGroup;
-          the member then never takes its partitions and sends no heartbeats. So what was begun is asked for again.
-        """
-        coordinator = self._consumer._coordinator  # noqa: SLF001 - the only call that ends when the join does
-        if coordinator.rejoining:
-            coordinator.request_rejoin()
-        return not coordinator.need_rejoin() or coordinator.poll(timeout_ms=_JOIN_S * 1000)
-
-    def _read_ahead(self, room: int) -> None:
-        consumer = self._consumer
-        paused = consumer.paused()
-        if paused:
-            consumer.resume(*paused)
-        found = consumer.poll(timeout_ms=_POLL_S * 1000, max_records=min(room, 500))
+    def _read_ahead(self, member: GroupMember, room: int) -> None:
+        found = member.read(min(room, 500))
         if found:
             self._hear()
             with self._changed:
-                for partition, records in found.items():
-                    self._ledger.add(partition.partition, [_incoming(record) for record in records])
+                self._add(found)
                 self._changed.notify_all()
         else:
-            self._break_silence()
+            self._break_silence(member)
 
-    def _stand_by(self) -> None:
+    def _stand_by(self, member: GroupMember) -> None:
         """Keep the membership without reading on, until the caller has made room."""
-        consumer = self._consumer
-        consumer.pause(*consumer.assignment())
-        found = consumer.poll(timeout_ms=0)
+        found = member.stand_by()
         with self._changed:
-            # A partition assigned in this very poll was not paused yet.
-            for partition, records in found.items():
-                self._ledger.add(partition.partition, [_incoming(record) for record in records])
+            self._add(found)
             self._changed.wait_for(lambda: self._ledger.room or self._closing, _FULL_PAUSE_S)
 
-    def _break_silence(self) -> None:
+    def _add(self, found: Mapping[int, Sequence[IncomingRecord]]) -> None:
+        for partition, records in found.items():
+            self._ledger.add(partition, records)
+
+    def _break_silence(self, member: GroupMember) -> None:
         """Find out whether a silence is one of the topic or one of the brokers: ``poll`` hides the difference."""
         if time.monotonic() - self._heard_at < (_RETRY_PAUSE_S if self._outage else _PROBE_AFTER_S):
             return
-        partition = TopicPartition(self._route.topic, 0)
         try:
-            self._consumer.end_offsets([partition], timeout_ms=_PROBE_TIMEOUT_S * 1000)
+            member.check_reachable(timeout_s=_PROBE_TIMEOUT_S)
         except KafkaError as error:
-            reason: BaseException | str = error
-            if self._route.topic in self._network.cluster.unauthorized_topics:
-                reason = "not authorized"
+            reason: BaseException | str = "not authorized" if member.is_unauthorized else error
             self._note_outage(str(self._clients.unavailable(f"cannot read topic {self._route.topic!r}", reason)))
             self._heard_at = time.monotonic()
         else:
@@ -296,50 +260,23 @@ class KafkaSubscription:
 
     # --- the client ----------------------------------------------------------------------------------------------
 
-    def _connect(self) -> tuple[Any, Any]:
-        defaults = {
-            "session_timeout_ms": SESSION_TIMEOUT_MS,
-            "heartbeat_interval_ms": HEARTBEAT_MS,
-            "max_poll_interval_ms": max(REBALANCE_TIMEOUT_MS, round(self._revoke_timeout_s * 2_000)),
-            "fetch_max_bytes": FETCH_MAX_BYTES,
-            "metrics_enabled": False,
-        }
-        assignor = OwnedPartitionsAssignor()
-        fixed = {
-            "group_id": self._route.group,
-            "enable_auto_commit": False,
-            "auto_offset_reset": "earliest",
-            "partition_assignment_strategy": [assignor],
-        }
-        consumer, network = self._clients.consumer(defaults, client_id=self._client_id, fixed=fixed)
-        assignor.consumer = consumer
-        consumer.subscribe([self._route.topic], listener=RebalanceListener(self, network))
-        # A leader that does not know the topic yet would give its partitions to nobody, and have all join again.
-        informed = threading.Event()
-        network.cluster.request_update().add_both(lambda _: informed.set())
-        informed.wait(self._clients.options.request_timeout_seconds)
-        return consumer, network
+    def _connect(self) -> GroupMember:
+        return GroupMember(self._clients, self._route, client_id=self._client_id, owner=self)
 
-    def _reconnect(self) -> None:
-        consumer, network = self._connect()
+    def _reconnect(self) -> GroupMember:
+        member = self._connect()
         with self._changed:
-            self._consumer, self._network = consumer, network
+            self._member = member
             self._away_since = None if not self._outage else time.monotonic()
+        return member
 
     def _disconnect(self) -> None:
         """Leave the group; what was read ahead or is in the caller's hands belongs to others then."""
         with self._changed:
-            consumer, self._consumer = self._consumer, None
+            member, self._member = self._member, None
             self._ledger.end(self._ledger.partitions)
-        if consumer is None:
-            return
-        try:
-            consumer.close(autocommit=False, timeout_ms=_CLOSE_TIMEOUT_S * 1000)
-        except (KafkaError, RuntimeError, OSError) as error:
-            logger.warning(
-                "Kafka group %s: a member could not leave, its session runs out: %s", self._route.group, describe(error)
-            )
-            self._network.close()
+        if member is not None:
+            member.close()
 
     # --- who owns what (called on the client's I/O thread) -------------------------------------------------------
 
@@ -370,15 +307,3 @@ class KafkaSubscription:
     @property
     def revoke_timeout_s(self) -> float:
         return self._revoke_timeout_s
-
-
-def _incoming(record: Any) -> IncomingRecord:
-    headers = record.headers
-    return IncomingRecord(
-        topic=record.topic,
-        partition=record.partition,
-        offset=record.offset,
-        key=record.key,
-        value=record.value,
-        header_source=headers if isinstance(headers, PackedHeaders) else tuple(headers),
-    )

@@ -21,6 +21,7 @@ from kafka.errors import (
 
 from outbox.brokers._kafka_client import ClientFactory, describe
 from outbox.brokers._kafka_options import KafkaOptions
+from outbox.brokers._kafka_private import close_client
 from outbox.brokers._kafka_producer import KafkaRecordProducer
 from outbox.brokers._kafka_subscription import KafkaSubscription
 from outbox.brokers.base import Broker, Capabilities, Positions, TopicState
@@ -91,7 +92,7 @@ class KafkaBroker(Broker):
         with self._lock:
             admin, self._admin = self._admin, None
         if admin is not None:
-            admin.close()
+            close_client(admin, admin.close)
 
     # --- topics --------------------------------------------------------------------------------------------------
 
@@ -159,7 +160,7 @@ class KafkaBroker(Broker):
                 yield admin
             except BaseException:
                 self._admin = None
-                admin.close()
+                close_client(admin, admin.close)
                 raise
 
 

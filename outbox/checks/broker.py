@@ -50,7 +50,7 @@ def check_broker() -> list[CheckMessage]:
                 id="outbox.E022",
             )
         ]
-    return [*_record_size(options, backend), *_codecs(backend), *_memory(backend)]
+    return [*_record_size(options, backend), *_codecs(backend), *_client_library(backend), *_memory(backend)]
 
 
 def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[CheckMessage]:
@@ -84,6 +84,29 @@ def _codecs(backend: type[Broker]) -> Iterator[CheckMessage]:
             hint=f"Run {_kafka_codecs.how_to_get(missing)}; silence this where nobody else writes to the topics.",
             obj=SETTING,
             id="outbox.W022",
+        )
+
+
+def _client_library(backend: type[Broker]) -> Iterator[CheckMessage]:
+    """Ask for the version of the client library, and try its parts that are used and are not public."""
+    if _path(backend) != BACKENDS["kafka"]:
+        return
+    from outbox.brokers import _kafka_private, _kafka_ways  # noqa: PLC0415 - as above
+
+    install = f"Install {_kafka_private.REQUIREMENT}."
+    if version := _kafka_private.untested_version():
+        yield CheckWarning(
+            f"BROKER: kafka-python {version} is installed and was not tested; parts that are not public are used.",
+            hint=f"{install} Silence this when your own tests have passed with it.",
+            obj=SETTING,
+            id="outbox.W023",
+        )
+    for part, fault in _kafka_ways.faults().items():
+        yield CheckWarning(
+            f"BROKER: kafka-python is not as expected: {fault}. Its public interface is used: {part.value}.",
+            hint=install,
+            obj=SETTING,
+            id="outbox.W024",
         )
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import kafka
 import msgspec
 import pytest
 from django.apps.registry import Apps
@@ -14,6 +15,7 @@ from django.db import connections
 from django.test.utils import isolate_apps
 
 from outbox import RetryPolicy
+from outbox.brokers import _kafka_ways
 from outbox.checks import TAG, broker, check_configuration, check_tables, databases, declarations, options
 from outbox.contracts import ContractRegistry, event
 from outbox.handlers import HandlerRegistry
@@ -165,6 +167,33 @@ def test_traceparent_that_is_no_function_is_an_error(check: Check, path: str) ->
 
 def test_traceparent_function_is_accepted(check: Check) -> None:
     assert "outbox.E006" not in check(TRACEPARENT="outbox.tracing.current_traceparent")
+
+
+# --- the client of Kafka ---------------------------------------------------------------------------------------------
+
+
+KAFKA = {"BACKEND": "kafka", "OPTIONS": {"bootstrap_servers": "localhost:9092"}}
+
+
+def test_untested_version_of_the_client_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "outbox.W023" not in check(BROKER=KAFKA)
+    monkeypatch.setattr(kafka, "__version__", "3.1.0.dev0")
+
+    [message] = check(BROKER=KAFKA)["outbox.W023"]
+
+    assert "kafka-python 3.1.0.dev0 is installed and was not tested" in message.msg
+    assert "kafka-python>=3.0.12,<3.1" in str(message.hint)
+    assert "outbox.W023" not in check(BROKER={"BACKEND": "table"})
+
+
+def test_client_that_is_made_otherwise_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "outbox.W024" not in check(BROKER=KAFKA)
+    monkeypatch.setattr(_kafka_ways, "reading_fault", lambda: "AttributeError: no '_buffer'")
+
+    [message] = check(BROKER=KAFKA)["outbox.W024"]
+
+    assert "AttributeError: no '_buffer'" in message.msg
+    assert "records are read by the client alone" in message.msg
 
 
 # --- the broker --------------------------------------------------------------------------------------------------

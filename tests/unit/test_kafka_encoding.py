@@ -42,15 +42,6 @@ offsets = st.integers(0, 70_000) | st.sampled_from([63, 64, 8_191, 8_192, (1 << 
 batch_bytes = st.integers(0, 2_000) | st.sampled_from([16_384, 1 << 20])
 
 
-@pytest.fixture(autouse=True)
-def _unchanged() -> Iterator[None]:
-    """Begin each test with the client as it was made, so that none owes its result to another."""
-    before = DefaultRecordBatchBuilder.append
-    DefaultRecordBatchBuilder.append = encoding._append_part_by_part
-    yield
-    DefaultRecordBatchBuilder.append = before
-
-
 class Network:
     """What a ``KafkaProducer`` needs of its network to take records; nothing leaves it."""
 
@@ -125,11 +116,10 @@ def added(builder: Any, offset: int, timestamp: int, record: tuple[Any, Any, Any
 def test_batch_is_the_same_byte_for_byte(
     records: list[tuple[int, int, bytes, bytes, list[tuple[str, bytes]], bool]], size: int
 ) -> None:
-    encoding.take_encoded_records()
-    ours, theirs = (DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, size) for _ in range(2))
+    ours, theirs = (kind(2, 0, 0, -1, -1, -1, size) for kind in (encoding.BatchBuilder, DefaultRecordBatchBuilder))
     for offset, timestamp, key, value, named, as_given in records:
         encoded = named if as_given else encoding.encode(key, value, tuple(named))
-        expected = encoding._append_part_by_part(theirs, offset, timestamp, key, value, named)
+        expected = theirs.append(offset, timestamp, key, value, named)
         assert added(ours, offset, timestamp, (key, value, encoded)) == (
             None if expected is None else (expected.offset, expected.size, expected.timestamp, expected.crc)
         )
@@ -139,31 +129,41 @@ def test_batch_is_the_same_byte_for_byte(
 
 
 def test_full_batch_takes_the_record_that_fills_it_and_no_byte_more() -> None:
-    encoding.take_encoded_records()
     first, second = (encoding.encode(b"k", b"v" * 100, ()) for _ in range(2))
-    roomy = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    roomy = encoding.BatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
     assert roomy.append(0, MS, b"", b"", first) is not None
     assert roomy.append(1, MS, b"", b"", second) is not None
     for size, is_taken in ((roomy.size(), True), (roomy.size() - 1, False)):
-        builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, size)
+        builder = encoding.BatchBuilder(2, 0, 0, -1, -1, -1, size)
         assert builder.append(0, MS, b"", b"", first) is not None
         assert (builder.append(1, MS, b"", b"", second) is not None) is is_taken
 
 
 def test_record_without_a_time_gets_that_of_the_process() -> None:
-    encoding.take_encoded_records()
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
+    builder = encoding.BatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
     before = int(time.time() * 1000)
     metadata = builder.append(0, None, b"k", b"v", encoding.encode(b"k", b"v", ()))
     assert before <= metadata.timestamp <= int(time.time() * 1000)
 
 
-def test_encoded_record_is_never_taken_for_one_without_headers() -> None:
-    """Were the change to the client lost, headers would be missing on the topic and nobody would know."""
-    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20)
-    with pytest.raises(TypeError):
-        builder.append(0, MS, b"k", b"v", encoding.encode(b"k", b"v", (("name", b"header"),)))
-    assert builder._num_records == 0
+@given(keys, values, headers)
+def test_batch_that_knows_nothing_of_encoded_records_takes_their_headers(
+    key: bytes, value: bytes, named: list[tuple[str, bytes]]
+) -> None:
+    """The first record of each batch goes into one, and any in the moment before it is ours."""
+    ours, theirs = (DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1 << 20) for _ in range(2))
+    ours.append(0, MS, key, value, encoding.encode(key, value, tuple(named)))
+    theirs.append(0, MS, key, value, named)
+    assert bytes(ours.build()) == bytes(theirs.build())
+
+
+def test_batches_of_our_client_are_ours_and_no_other() -> None:
+    with producer() as ours, producer() as theirs:
+        for _ in range(2):
+            write(ours, **call())
+            send(theirs, **call())
+        kinds = [type(client._accumulator._batches[TOPIC, 0][-1].records._builder) for client in (ours, theirs)]
+    assert kinds == [encoding.BatchBuilder, DefaultRecordBatchBuilder]
 
 
 def test_memory_for_names_and_lengths_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
