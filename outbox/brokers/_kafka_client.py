@@ -35,6 +35,8 @@ RECONNECT_PAUSE_MAX_MS: Final = 1_000
 METADATA_MAX_AGE_MS: Final = 60_000
 """How soon partitions that were added to a topic are noticed."""
 
+_ISOLATION_LEVELS: Final = ("read_uncommitted", "read_committed")
+
 _EXPIRY_S: Final = 30.0
 """After so long, a producer holds no record any more: see ``DELIVERY_TIMEOUT_MS``."""
 
@@ -78,6 +80,11 @@ class ClientFactory:
                 raise ConfigurationError(f"options of the Kafka broker: 'common' has no option {key!r}")
         if fault := _kafka_codecs.fault_of(self.client_options("producer", KafkaProducer).get("compression_type")):
             raise ConfigurationError(f"options of the Kafka broker: 'producer': {fault}")
+        if self.isolation_level not in _ISOLATION_LEVELS:
+            raise ConfigurationError(
+                f"options of the Kafka broker: 'consumer': 'isolation_level' must be one of "
+                f"{', '.join(_ISOLATION_LEVELS)}, got {self.isolation_level!r}"
+            )
         self.client_options("consumer", KafkaConsumer)
 
     @property
@@ -88,6 +95,12 @@ class ClientFactory:
     @property
     def request_timeout_ms(self) -> int:
         return round(self.options.request_timeout_seconds * 1000)
+
+    @property
+    def isolation_level(self) -> str:
+        """Whether consumers read records of transactions that are open or aborted, in the words of kafka-python."""
+        level: str = self.client_options("consumer", KafkaConsumer).get("isolation_level", "read_uncommitted")
+        return level
 
     def client_options(self, section: str, client: Any) -> dict[str, Any]:
         """Return what the project set for this kind of client."""

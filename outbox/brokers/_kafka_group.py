@@ -158,6 +158,22 @@ class GroupMember:
         consumer.pause(*consumer.assignment())
         return _by_partition(consumer.poll(timeout_ms=0))
 
+    def positions(self, partitions: Iterable[int]) -> dict[int, int]:
+        """Return the offset to be read next by partition, without those for which the client has none.
+
+        It lies behind what the client passes over and gives to nobody: markers and, with ``read_committed``, aborted
+        records of transactions.
+        """
+        found: dict[int, int] = {}
+        for partition in partitions:
+            try:
+                position = self._consumer.position(TopicPartition(self._topic, partition), timeout_ms=_POLL_S * 1000)
+            except (KafkaError, KeyError):
+                continue  # it went to another member
+            if position is not None:
+                found[partition] = position
+        return found
+
     def commit(self, offsets: Mapping[int, int], *, timeout_s: float) -> None:
         """Commit the offset of the next record to read by partition; any thread may.
 

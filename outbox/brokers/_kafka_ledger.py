@@ -6,6 +6,7 @@ The rules, each from the promise that nothing is lost:
 * A record counts as long as its partition has stayed with this member since the caller got it. What the caller says
   of a partition that went away is passed over: the new owner gets those records again.
 * A commit never goes back: an older offset would have records come again that are done.
+* Where the client stands is committed only where every record that it read is done and committed: see ``settled``.
 
 Not safe to share by itself: the subscription holds its lock around every call.
 """
@@ -147,8 +148,31 @@ class Ledger:
         """The offset to commit by partition: that of the next record to read."""
         return {partition: tenure.done + 1 for partition, tenure in self._tenures.items() if tenure.owed}
 
+    @property
+    def settled(self) -> dict[int, int]:
+        """The number of the assignment of each partition of which every record that was read is done and committed."""
+        unread = {record.partition for record in self._ahead}
+        return {
+            partition: number
+            for partition, number in self.assignments.items()
+            if partition not in unread and self._tenures[partition].last_taken <= self._tenures[partition].committed
+        }
+
+    def passed(self, positions: Mapping[int, int], *, since: Mapping[int, int]) -> dict[int, int]:
+        """Return those of ``positions``, offsets to be read next, that are to be committed.
+
+        ``since`` are the ``settled`` ones of the moment before they were asked for. Nothing may have been added
+        meanwhile: a position that lies behind a record which nobody has seen must not be committed.
+        """
+        settled = self.settled
+        return {
+            partition: position
+            for partition, position in positions.items()
+            if settled.get(partition) == since[partition] and position > self._tenures[partition].committed + 1
+        }
+
     def mark_committed(self, offsets: Mapping[int, int]) -> None:
-        """Note that the broker has taken ``offsets``, as ``owed`` gave them."""
+        """Note that the broker has taken ``offsets``, as ``owed`` or ``passed`` gave them."""
         for partition, offset in offsets.items():
             tenure = self._tenures.get(partition)
             if tenure is not None:

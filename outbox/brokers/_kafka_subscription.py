@@ -33,6 +33,7 @@ logger = get_logger(__name__)
 
 _FULL_PAUSE_S: Final = 0.1
 _COMMIT_PAUSE_S: Final = 0.05
+_POSITIONS_EVERY_S: Final = 0.5
 _PROBE_AFTER_S: Final = 2.0
 _PROBE_TIMEOUT_S: Final = 2.0
 _RETRY_PAUSE_S: Final = 1.0
@@ -67,6 +68,7 @@ class KafkaSubscription:
         self._away_since: float | None = None
         self._commit_failed = False
         self._heard_at = time.monotonic()
+        self._asked_positions_at = 0.0
         self._member: GroupMember | None = self._connect()
         self._thread = threading.Thread(target=self._run, name=f"outbox-kafka-poll-{client_id}", daemon=True)
         self._thread.start()
@@ -162,6 +164,30 @@ class KafkaSubscription:
         else:
             self._commit_failed = False
 
+    def _commit_positions(self, member: GroupMember) -> None:
+        """Commit where the client stands in partitions of which every record that it read is done and committed.
+
+        Behind the last record there may be what is given to nobody, markers of transactions above all. Without this
+        the group would never be at the end of such a partition.
+        """
+        if (now := time.monotonic()) - self._asked_positions_at < _POSITIONS_EVERY_S:
+            return
+        self._asked_positions_at = now
+        with self._changed:
+            settled = self._ledger.settled
+        positions = member.positions(settled)
+        with self._changed:
+            passed = self._ledger.passed(positions, since=settled)
+        if not passed:
+            return
+        try:
+            member.commit(passed, timeout_s=_PROBE_TIMEOUT_S)
+        except (KafkaError, RuntimeError, OSError) as error:
+            logger.debug("Kafka group %s: a position is not committed: %s", self._route.group, error)
+        else:
+            with self._changed:
+                self._ledger.mark_committed(passed)
+
     # --- the poll thread -----------------------------------------------------------------------------------------
 
     def _run(self) -> None:
@@ -204,6 +230,7 @@ class KafkaSubscription:
             return
         if self._commit_failed:
             self._make_up_for_commit()
+        self._commit_positions(member)
 
     def _read_ahead(self, member: GroupMember, room: int) -> None:
         found = member.read(min(room, 500))

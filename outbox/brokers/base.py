@@ -126,6 +126,8 @@ class Subscription(Protocol):
         """Say that ``records``, and so all before them in their partitions, are done.
 
         Records of a partition that was taken away meanwhile are passed over: its new owner gets them again.
+        What lies behind the last record and is given to nobody (a transaction's marker) the subscription passes itself,
+        when every record that it has of that partition is committed.
 
         :raises BrokerUnavailableError: not committed; the records may come again.
         """
@@ -149,7 +151,8 @@ class Subscription(Protocol):
 class Positions:
     """How far a topic and its consumer group are, by partition.
 
-    ``committed`` has no entry where the group never committed; ``first`` is the oldest offset still kept.
+    ``committed`` has no entry where the group never committed; ``first`` is the oldest offset still kept; ``end`` is that
+    of the next record, or of the first that the group may not read yet.
     """
 
     first: Mapping[int, int]
@@ -158,7 +161,7 @@ class Positions:
 
     @property
     def lag(self) -> int:
-        """Return how many records the group has not committed."""
+        """Return how many offsets the group has not committed: records, and what else takes one (markers)."""
         return sum(
             max(0, end - max(self.committed.get(partition, 0), self.first.get(partition, 0)))
             for partition, end in self.end.items()

@@ -74,12 +74,14 @@ class KafkaBroker(Broker):
         parts = [TopicPartition(route.topic, part["partition_index"]) for part in state.get("partitions", ())]
         if not parts:
             return Positions(first={}, end={}, committed={})
+        isolation = self._clients.isolation_level
 
         def ask(admin: Any) -> Positions:
             # The group first: an end read before its offsets could lie behind them.
             committed = admin.list_group_offsets({route.group: parts})[route.group]
             first = admin.list_partition_offsets(dict.fromkeys(parts, OffsetSpec.EARLIEST))
-            end = admin.list_partition_offsets(dict.fromkeys(parts, OffsetSpec.LATEST))
+            # As far as this group may read: with read_committed not beyond a transaction that is still open.
+            end = admin.list_partition_offsets(dict.fromkeys(parts, OffsetSpec.LATEST), isolation_level=isolation)
             return Positions(
                 first=_by_partition(first),
                 end=_by_partition(end),

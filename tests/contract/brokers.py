@@ -10,7 +10,8 @@ import abc
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -39,6 +40,7 @@ ALL_FEATURES = frozenset(
         "redelivery",
         "refusal",
         "topics",
+        "transactions",  # other producers may write in them, and the log has their markers
         "values",  # what was sent as value and headers comes through
     }
 )
@@ -84,6 +86,10 @@ class BrokerHarness(abc.ABC):
     def put(self, route: ServiceRoute, *, value: bytes | None, key: bytes | None, headers: Headers = ()) -> None:
         """Put a record on the topic as foreign software would."""
 
+    def put_in_transaction(self, route: ServiceRoute, *values: bytes, commit: bool = True, partition: int = 0) -> None:
+        """Put records on a partition as a producer does that writes in a transaction; end that, aborted or not."""
+        raise NotImplementedError
+
     @abc.abstractmethod
     def go_away(self) -> None:
         """Begin an outage."""
@@ -98,6 +104,7 @@ class BrokerHarness(abc.ABC):
 
 class MemoryHarness(BrokerHarness):
     name = "memory"
+    features = ALL_FEATURES - {"transactions"}
 
     def __init__(self) -> None:
         self.broker: MemoryBroker = MemoryBroker()
@@ -119,12 +126,15 @@ class MemoryHarness(BrokerHarness):
 class KafkaHarness(BrokerHarness):
     name = "kafka"
 
-    def __init__(self, *, request_timeout_seconds: float = 10.0) -> None:
+    def __init__(self, *, request_timeout_seconds: float = 10.0, **options: Any) -> None:
         from outbox.brokers.kafka import KafkaBroker
 
         self._servers = require("kafka")
-        self.broker = KafkaBroker(bootstrap_servers=self._servers, request_timeout_seconds=request_timeout_seconds)
+        self.broker = KafkaBroker(
+            bootstrap_servers=self._servers, request_timeout_seconds=request_timeout_seconds, **options
+        )
         self._writer: Any = None
+        self._transactional: Any = None
 
     def small_route(self, *, partitions: int = 3) -> ServiceRoute:
         from kafka import KafkaAdminClient
@@ -147,6 +157,25 @@ class KafkaHarness(BrokerHarness):
         # One partition for all, so that records without a key keep their order too.
         self._writer.send(route.topic, value=value, key=key, headers=list(headers), partition=0).get(timeout=30)
 
+    @contextmanager
+    def transaction(self, *, commit: bool = True) -> Iterator[Any]:
+        """Give a ``KafkaProducer`` in a transaction, which ends behind the block."""
+        from kafka import KafkaProducer
+
+        if self._transactional is None:
+            name = f"contract-{uuid.uuid4().hex[:12]}"
+            self._transactional = KafkaProducer(bootstrap_servers=self._servers, transactional_id=name)
+            self._transactional.init_transactions()
+        self._transactional.begin_transaction()
+        yield self._transactional
+        self._transactional.flush(timeout=30)
+        (self._transactional.commit_transaction if commit else self._transactional.abort_transaction)()
+
+    def put_in_transaction(self, route: ServiceRoute, *values: bytes, commit: bool = True, partition: int = 0) -> None:
+        with self.transaction(commit=commit) as producer:
+            for value in values:
+                producer.send(route.topic, value=value, partition=partition)
+
     def go_away(self) -> None:
         from scripts.services import control
 
@@ -158,8 +187,9 @@ class KafkaHarness(BrokerHarness):
         control.start("kafka")
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close(timeout=5)
+        for writer in (self._writer, self._transactional):
+            if writer is not None:
+                writer.close(timeout=5)
         super().close()
 
 

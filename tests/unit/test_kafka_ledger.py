@@ -181,3 +181,98 @@ def test_each_assignment_has_a_number_of_its_own() -> None:
     assert ledger.assignments[1] == first[1]
     assert ledger.assignments[0] > max(first.values())
     assert not set(_ledger().assignments.values()) & set(ledger.assignments.values())
+
+
+# --- where the client stands -----------------------------------------------------------------------------------------
+
+
+def _passed(ledger: Ledger, positions: dict[int, int]) -> dict[int, int]:
+    return ledger.passed(
+        {part: at for part, at in positions.items() if part in ledger.settled}, since=dict(ledger.settled)
+    )
+
+
+def _settle(ledger: Ledger) -> None:
+    ledger.mark_done(ledger.take(100))
+    ledger.mark_committed(ledger.owed)
+
+
+def test_position_behind_the_last_record_is_committed_when_that_is() -> None:
+    ledger = _ledger()
+    ledger.add(0, _records(0, 5, 6))
+    assert _passed(ledger, {0: 8, 1: 0}) == {}, "of one partition nothing is done, the other begins"
+    taken = ledger.take(2)
+    assert _passed(ledger, {0: 8}) == {}
+    ledger.mark_done(taken)
+    assert _passed(ledger, {0: 8}) == {}, "it is the caller's to commit"
+    ledger.mark_committed(ledger.owed)
+
+    assert _passed(ledger, {0: 7}) == {}
+    assert _passed(ledger, {0: 8}) == {0: 8}
+    ledger.mark_committed({0: 8})
+
+    assert _passed(ledger, {0: 8}) == {}
+    assert _passed(ledger, {0: 9}) == {0: 9}
+
+
+def test_position_is_not_committed_over_a_record_that_the_caller_keeps() -> None:
+    ledger = _ledger()
+    ledger.add(0, _records(0, 5, 6, 7))
+    first, *_ = taken = ledger.take(3)
+    ledger.mark_done([first])
+    ledger.mark_committed(ledger.owed)
+    assert _passed(ledger, {0: 9}) == {}
+
+    ledger.hand_back(taken)  # they stay uncommitted, for the next owner
+    assert _passed(ledger, {0: 9}) == {}
+
+    ledger.mark_done(taken)
+    ledger.mark_committed(ledger.owed)
+    assert _passed(ledger, {0: 9}) == {0: 9}
+
+
+def test_position_is_not_committed_over_a_record_that_was_only_read_ahead() -> None:
+    ledger = _ledger()
+    ledger.add(0, _records(0, 5))
+    _settle(ledger)
+    ledger.add(0, _records(0, 7))
+
+    assert ledger.settled.keys() == {1}
+    assert _passed(ledger, {0: 9}) == {}
+
+
+def test_position_where_nothing_was_read_is_committed() -> None:
+    """Nothing but markers is left there, or all of it is of aborted transactions."""
+    assert _passed(_ledger(), {0: 3, 1: 0}) == {0: 3}
+
+
+def test_position_of_another_assignment_is_not_committed() -> None:
+    """The partition went and came back while the client was asked: records that it read before come again."""
+    ledger = _ledger()
+    before = ledger.settled
+    ledger.end([0])
+    ledger.begin([0])
+
+    assert ledger.passed({0: 9, 1: 9}, since=before) == {1: 9}
+
+
+def test_position_of_a_partition_that_leaves_is_not_committed() -> None:
+    ledger = _ledger()
+    before = ledger.settled
+    ledger.begin_leaving([0])
+    ledger.end([1])
+
+    assert ledger.passed({0: 9, 1: 9}, since=before) == {}
+
+
+def test_position_of_a_topic_that_was_made_anew_waits_for_its_records() -> None:
+    ledger = _ledger()
+    ledger.add(0, _records(0, 5))
+    _settle(ledger)
+    ledger.add(0, _records(0, 0, 1))
+    assert _passed(ledger, {0: 9}) == {}
+    taken = ledger.take(2)
+    assert _passed(ledger, {0: 9}) == {}
+    ledger.mark_done(taken)
+    ledger.mark_committed(ledger.owed)
+    assert _passed(ledger, {0: 9}) == {0: 9}

@@ -265,6 +265,16 @@ def test_password_is_not_repeated_when_an_option_is_wrong() -> None:
     assert PASSWORD not in str(caught.value)
 
 
+@pytest.mark.parametrize("section", ["common", "consumer"])
+def test_isolation_level_is_one_of_two(section: str) -> None:
+    for level in ("read_committed", "read_uncommitted"):
+        KafkaBroker(bootstrap_servers="a:1", **{section: {"isolation_level": level}})
+    with pytest.raises(
+        ConfigurationError, match=r"'isolation_level' must be one of read_uncommitted, read_.*'committed'"
+    ):
+        KafkaBroker(bootstrap_servers="a:1", **{section: {"isolation_level": "committed"}})
+
+
 # --- what a member says that it owns ---------------------------------------------------------------------------------
 
 
