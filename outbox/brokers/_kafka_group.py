@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from kafka import AsyncConsumerRebalanceListener, TopicPartition
 from kafka.coordinator.assignors.cooperative_sticky import CooperativeStickyAssignor
-from kafka.errors import KafkaError
+from kafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
 from outbox.brokers._kafka_client import ClientFactory, describe
@@ -162,14 +162,18 @@ class GroupMember:
         """Return the offset to be read next by partition, without those for which the client has none.
 
         It lies behind what the client passes over and gives to nobody: markers and, with ``read_committed``, aborted
-        records of transactions.
+        records of transactions. Where the client does not know yet, it is waited for, for as long as ``read`` waits.
+
+        :raises KafkaError: as ``read`` raises it.
         """
         found: dict[int, int] = {}
+        deadline = time.monotonic() + _POLL_S
         for partition in partitions:
+            wait_ms = max(0.0, deadline - time.monotonic()) * 1000
             try:
-                position = self._consumer.position(TopicPartition(self._topic, partition), timeout_ms=_POLL_S * 1000)
-            except (KafkaError, KeyError):
-                continue  # it went to another member
+                position = self._consumer.position(TopicPartition(self._topic, partition), timeout_ms=wait_ms)
+            except (IllegalStateError, KafkaTimeoutError, KeyError):
+                continue  # it went to another member, or the brokers do not answer
             if position is not None:
                 found[partition] = position
         return found

@@ -151,8 +151,8 @@ class Subscription(Protocol):
 class Positions:
     """How far a topic and its consumer group are, by partition.
 
-    ``committed`` has no entry where the group never committed; ``first`` is the oldest offset still kept; ``end`` is that
-    of the next record, or of the first that the group may not read yet.
+    ``committed`` has no entry where the group never committed; ``first`` is the oldest offset still kept; ``end`` is
+    that of the next record, or of the first that the group may not read yet.
     """
 
     first: Mapping[int, int]
