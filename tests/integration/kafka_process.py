@@ -1,7 +1,7 @@
 """A process that uses Kafka through the outbox and by itself, and says as JSON what it found; a test starts it.
 
-``what`` is ``untouched`` or the names to hide, as ``Class.name``: then code of the outbox finds no such attribute, and
-the library does.
+``what`` is ``untouched`` or the names to hide, as ``Class.name`` or ``kafka.module``: then code of the outbox finds no
+such attribute or module, and the library does.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ HEADERS = (("name", b"header"), ("name", b"again"))
 
 def library() -> Iterator[Any]:
     """Give every module of the library, and every class in one."""
-    for name in [name for name in sys.modules if name.partition(".")[0] == "kafka"]:
-        yield sys.modules[name]
-        yield from classes(vars(sys.modules[name]), set())
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "kafka" and module is not None:
+            yield module
+            yield from classes(vars(module), set())
 
 
 def classes(names: Any, seen: set[type]) -> Iterator[type]:
@@ -199,7 +200,11 @@ def main(what: str, servers: str, topic: str) -> None:
     else:
         import_all()
         hidden: dict[str, set[str]] = {}
-        for owner, name in (each.split(".") for each in what.split(",")):
+        for each in what.split(","):
+            if each.startswith("kafka."):
+                sys.modules[each] = None  # type: ignore[assignment] # the library has imported what it needs of it
+                continue
+            owner, name = each.split(".")
             hidden.setdefault(owner, set()).add(name)
         for owner, names in hidden.items():
             hide(owner_of(owner), names)
