@@ -5,7 +5,6 @@ They move one by one, and the rest goes on meanwhile.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -20,9 +19,10 @@ from outbox.brokers._kafka_client import ClientFactory, describe
 from outbox.brokers._kafka_private import Part, close_client, look_up
 from outbox.brokers._kafka_ways import read_whatever_lies_there
 from outbox.brokers.base import IncomingRecord
+from outbox.log_text import get_logger
 from outbox.routes import ServiceRoute
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SESSION_TIMEOUT_MS: Final = 6_000
 """The least that brokers allow by default; with a heartbeat each 2 s, a killed member's partitions move within 10 s."""

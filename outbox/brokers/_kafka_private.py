@@ -8,7 +8,6 @@ said once a process, where a name of the part is missing or its self-test fails 
 from __future__ import annotations
 
 import enum
-import logging
 import re
 import threading
 from collections.abc import Callable
@@ -17,7 +16,9 @@ from typing import Any, Final
 
 import kafka
 
-logger = logging.getLogger(__name__)
+from outbox.log_text import get_logger
+
+logger = get_logger(__name__)
 
 TESTED_FROM: Final = (3, 0, 12)
 TESTED_BEFORE: Final = (3, 1)
