@@ -14,5 +14,5 @@ class OutboxCommand(BaseCommand):
     ``django.core.checks.registry``. ``manage.py check --database`` asks it.
     """
 
-    def get_check_kwargs(self, options: dict[str, Any]) -> dict[str, Any]:
+    def get_check_kwargs(self, options: dict[str, Any]) -> Any:
         return {**super().get_check_kwargs(options), "databases": []}

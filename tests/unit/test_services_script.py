@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -46,15 +48,17 @@ IDLE = (sys.executable, "-c", "import signal; signal.alarm(60); signal.pause()")
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> State:
-    """Give a state in a folder of the test's own; no variable gives a server."""
-    monkeypatch.setenv(VARIABLE, str(tmp_path / "state"))
+def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
+    """Give a state in a folder of the test's own, with a short path as sockets need it; no variable gives a server."""
+    folder = tempfile.mkdtemp(prefix="services-")
+    monkeypatch.setenv(VARIABLE, f"{folder}/state")
     monkeypatch.delenv(inventory.BACKEND_VARIABLE, raising=False)
     for service in catalog.SERVICES.values():
         monkeypatch.delenv(service.variable, raising=False)
     found = State(catalog.KAFKA)
     found.prepare()
-    return found
+    yield found
+    shutil.rmtree(folder)
 
 
 # What is remembered
