@@ -271,7 +271,8 @@ def difference() -> str:
     ours, theirs = (RecordAccumulator(message_version=2, batch_size=1 << 16) for _ in range(2))
     for number, (key, value, headers) in enumerate(_SAMPLES):
         at_ms = 1_700_000_000_000 - number % 3 * 1_000
-        if ours.append(place, at_ms, key, value, encode(key, value, headers))[2]:
+        _, _, is_new, _ = ours.append(place, at_ms, key, value, encode(key, value, headers))
+        if is_new:
             take_encoded_records(ours, place)
         theirs.append(place, at_ms, key, value, list(headers))
         if murmur2(key) != partitioner.murmur2(key):

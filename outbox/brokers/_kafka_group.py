@@ -239,7 +239,7 @@ def _incoming(record: Any) -> IncomingRecord:
         offset=record.offset,
         key=record.key,
         value=record.value,
-        header_source=headers if callable(headers) else tuple(headers),
+        header_source=headers if callable(headers) else tuple((name, value or b"") for name, value in headers),
     )
 
 

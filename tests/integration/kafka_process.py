@@ -138,6 +138,7 @@ def use_outbox(servers: str, topic: str) -> dict[str, Any]:
         subscription.commit(batch)
         received += batch
     lag = broker.positions(route).lag
+    shared = share_with_another(broker, route, subscription, producer)
     subscription.close()
     producer.close()
     broker.close()
@@ -146,9 +147,36 @@ def use_outbox(servers: str, topic: str) -> dict[str, Any]:
         "received": sorted(int(record.value) for record in received),
         "headers": sorted({str(record.headers) for record in received}),
         "lag": lag,
+        "shared": shared,
         "threads": [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()],
         "members": members(servers, topic),
     }
+
+
+def share_with_another(broker: Any, route: Any, first: Any, producer: Any) -> list[int]:
+    """Let a second member join, and both have a partition; return what both received of what was sent then."""
+    from outbox.brokers.base import OutgoingRecord
+
+    both = [first, broker.subscribe(route, client_id="process-other")]
+    received: list[Any] = []
+
+    def receive() -> None:
+        for member in both:
+            batch = member.receive(max_records=30, timeout=timedelta(milliseconds=100))
+            member.commit(batch)
+            received.extend(batch)
+
+    deadline = time.monotonic() + 40
+    while [len(member.assignments) for member in both] != [1, 1] and time.monotonic() < deadline:
+        receive()
+    batch = [
+        OutgoingRecord(number, route.topic, f"key-{number}", b"%d" % number, HEADERS) for number in range(200, 240)
+    ]
+    assert len(producer.send(batch).report(timedelta(seconds=30)).acknowledged) == len(batch)
+    while len(received) < len(batch) and time.monotonic() < deadline:
+        receive()
+    both[1].close()
+    return sorted(int(record.value) for record in received)
 
 
 def members(servers: str, group: str) -> int:

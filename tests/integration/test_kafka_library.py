@@ -69,6 +69,7 @@ def check_work_done(found: dict[str, Any]) -> None:
     assert done["received"] == list(range(100))
     assert done["headers"] == ["(('name', b'header'), ('name', b'again'))"]
     assert done["lag"] == 0
+    assert done["shared"] == list(range(200, 240)), "two members share the partitions"
     assert done["threads"] == [], "the threads of closed clients have ended"
     assert done["members"] == 0, "the group was left, and not only when the session had run out"
     assert found["sockets"] == 0, "no connection is left"

@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from kafka import codec
+from kafka import TopicPartition, codec
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import UnsupportedCodecError
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import calc_crc32c, decode_varint, encode_varint
 
 from outbox.brokers import _kafka_codecs, _kafka_records
+from outbox.brokers._kafka_group import _incoming
 from outbox.brokers._kafka_records import (
     UNREADABLE,
     UNREADABLE_HEADERS,
     FetchedBatches,
+    FetchedRecords,
     PackedHeaders,
 )
 
@@ -213,6 +216,18 @@ def test_batch_that_is_split_to_be_sent_again_keeps_its_headers() -> None:
     [batch] = MemoryRecords(with_headers(("name", None), ("name", b"value")))
     [record] = batch
     assert record.headers == [("name", None), ("name", b"value")]
+
+
+def test_headers_that_the_client_read_come_as_ours_do() -> None:
+    """Where it reads alone."""
+    raw = with_headers(("name", None), ("name", b"value"))
+    place = TopicPartition("topic", 0)
+    [ours], [theirs] = (
+        [_incoming(record) for record in kind(0, place, MemoryRecords(raw)).take()]
+        for kind in (FetchedRecords, Fetcher.PartitionRecords)
+    )
+    assert ours.headers == theirs.headers == (("name", b""), ("name", b"value"))
+    assert (ours.place, ours.key, ours.value) == (theirs.place, theirs.key, theirs.value)
 
 
 def test_headers_are_read_by_who_asks_only(monkeypatch: pytest.MonkeyPatch) -> None:
