@@ -103,8 +103,16 @@ class ClientFactory:
         return level
 
     def client_options(self, section: str, client: Any) -> dict[str, Any]:
-        """Return what the project set for this kind of client."""
-        return self.options.client_options(section, known=client.DEFAULT_CONFIG.keys())
+        """Return what the project set for this kind of client.
+
+        :raises ConfigurationError: names an option that the client does not know, or whose value is of another kind
+            than its default: kafka-python takes ``"false"`` for true, and waits for ever where a time is negative.
+        """
+        options = self.options.client_options(section, known=client.DEFAULT_CONFIG.keys())
+        for key, value in options.items():
+            if wanted := _other_kind(value, client.DEFAULT_CONFIG[key]):
+                raise ConfigurationError(f"options of the Kafka broker: {section}: {key!r} is {value!r}; give {wanted}")
+        return options
 
     def producer(self, defaults: Mapping[str, Any], *, client_id: str, fixed: Mapping[str, Any]) -> Any:
         """Connect a ``KafkaProducer``. The project's options go over ``defaults``, and ``fixed`` goes over them."""
@@ -174,6 +182,16 @@ def describe(error: BaseException) -> str:
     text = one_line(" ".join(str(error).split()))  # a broker wrote a part of it
     kind = type(error).__name__
     return text if kind in text else f"{kind}: {text}" if text else kind
+
+
+def _other_kind(value: object, default: object) -> str:
+    """Return what ``value`` should be and is not, going by ``default``; an empty text where it is in order."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "True or False"
+    if isinstance(default, (int, float)):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return "" if is_number and value >= 0 else "a number, 0 or more"  # type: ignore[operator]  # it is one
+    return "a text" if isinstance(default, str) and not isinstance(value, str) else ""
 
 
 def abandon(producer: Any, *, patience_seconds: float) -> None:

@@ -21,6 +21,7 @@ _OURS: Final = {
     "auto_offset_reset": "a new group reads from the oldest record",
     "bootstrap_servers": "give it once, beside the client options",
     "client_id": "it tells the workers apart",
+    "enable_idempotence": "a record that is sent again comes once, and overtakes no other",
     "enable_auto_commit": "offsets are committed after the database has committed",
     "group_id": "the route of the service names the group",
     "group_instance_id": "a restarted worker must not wait for its old session to end",
