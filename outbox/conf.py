@@ -18,8 +18,8 @@ from outbox.exceptions import ConfigurationError
 PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=2_147_483_647)]
 """The largest is that of the columns that keep such a number."""
 Milliseconds = Annotated[int, msgspec.Meta(gt=0, le=86_400_000)]
-Bytes = Annotated[int, msgspec.Meta(gt=0, le=1_073_741_824)]
-"""1 GiB is the most that MySQL and MariaDB take in a statement."""
+Bytes = Annotated[int, msgspec.Meta(gt=0, le=4_294_967_295)]
+"""The largest is the length of MySQL's ``LONGTEXT``."""
 Batches = Annotated[int, msgspec.Meta(gt=0, le=1_000)]
 BatchSize = Annotated[int, msgspec.Meta(gt=0, le=999)]
 """From 1,000 ids on MariaDB turns a list into a join (``in_predicate_conversion_threshold``), which would take locks in

@@ -17,6 +17,7 @@ from outbox.catalog import route_registry
 from outbox.conf import outbox_settings
 from outbox.lag import LagProbe, read_lags
 from outbox.lifecycle import Status
+from outbox.log_text import one_line
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
 from outbox.sql import placeholders, to_db
@@ -101,7 +102,7 @@ class _DatabaseLook(threading.Thread):
                 foreign_types = registry.foreign_types(route.service)
                 self.found[route.service] = (status, is_stalled(route, foreign_types, longer_than=self._stalled_after))
         except (DatabaseError, InterfaceError) as error:
-            self.problem = str(error).partition("\n")[0]
+            self.problem = one_line(str(error))
         finally:
             connections.close_all()
 

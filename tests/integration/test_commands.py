@@ -353,7 +353,7 @@ def test_database_that_is_away_is_said_without_a_traceback(alias: str, monkeypat
         raise OperationalError("gone away\nfor long")
 
     monkeypatch.setattr(status_report, "service_status", away)
-    assert as_json_of_what_failed("outbox_status", "agent", "--json")["database_problem"] == "gone away"
+    assert as_json_of_what_failed("outbox_status", "agent", "--json")["database_problem"] == "gone away for long"
     with pytest.raises(CommandError, match="database unavailable: default: gone away") as raised:
         run("outbox_status")
     assert raised.value.returncode == 1

@@ -90,7 +90,7 @@ def test_values_are_read_from_upper_case_keys(settings: Any) -> None:
         ({"RELAY": {"POLL_INTERVAL_MS": 900, "MAX_POLL_INTERVAL_MS": 800}}, "POLL_INTERVAL_MS is 900"),
         ({"RELAY": {"WAKE_UP_FOLDER": "run/outbox"}}, "WAKE_UP_FOLDER is 'run/outbox'"),
         ({"CONSUMER": {"WAIT_MIN_MS": 2_000, "WAIT_MAX_SECONDS": 1}}, "WAIT_MIN_MS is 2000"),
-        ({"MAX_PAYLOAD_BYTES": 2**31}, "(OUTBOX['MAX_PAYLOAD_BYTES'] is 2147483648)"),
+        ({"MAX_PAYLOAD_BYTES": 2**32}, "(OUTBOX['MAX_PAYLOAD_BYTES'] is 4294967296)"),
     ],
 )
 def test_wrong_value_is_refused_with_its_place(settings: Any, options: dict[str, Any], place: str) -> None:
