@@ -130,9 +130,10 @@ class DeadEventAdmin(StandalonePage):
 
     def _all_matching(self, asked: DeadFilter, chosen: list[str]) -> Selection:
         """Return what an action takes of all that match: of the keys that died last, the oldest events first."""
-        page = read_page(
-            {service: asked.scan(_route(service)) for service in chosen}, cut={}, upward=False, limit=AT_ONCE
-        )
+        streams = {service: asked.scan(_route(service)) for service in chosen}
+        page = read_page(streams, cut={}, upward=False, limit=AT_ONCE)
+        while not page.rows and page.stopped is not None:  # many that do not match died after those that do
+            page = read_page(streams, cut=page.bottom, upward=False, limit=AT_ONCE)
         last: dict[str, list[int]] = {}
         for service, row_id in page.rows:
             last.setdefault(service, []).append(row_id)

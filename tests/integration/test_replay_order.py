@@ -121,6 +121,18 @@ def test_round_passes_over_given_up_events_of_a_key(
     assert factories.status_counts(alias) == {"dead": 3, "consumed": 9}
 
 
+def test_all_that_match_are_found_behind_many_that_do_not(
+    alias: str, operator: Client, died: dict[str, list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.admin.filters.WINDOW", 2)
+    *given_up, still_open = (row_id for ids in died.values() for row_id in ids)
+    now = factories.database_now(alias)
+    factories.change(alias, given_up, resolved_at=now, resolved_by="anna", next_retry_at=now)
+    assert replay_all(operator)
+    assert factories.get(alias, still_open).status == "pending"
+    assert factories.status_counts(alias) == {"pending": 1, "dead": 11}
+
+
 def test_selection_that_leaves_out_an_older_event_of_a_key_is_asked_about(
     alias: str, operator: Client, died: dict[str, list[int]]
 ) -> None:
