@@ -172,8 +172,7 @@ class BatchTransaction:
         tools.writer.bury(plan.bury, outcome)
         tools.writer.finish(plan.deliver, outcome)
         tools.writer.wake(outcome)
-        if outcome.rejected:
-            tools.rejections.add(outcome.rejected)
+        tools.rejections.add(outcome.rejected)
 
     # --- which rows ----------------------------------------------------------------------------------------------
 
@@ -197,10 +196,8 @@ class BatchTransaction:
             raise TooMuchAtOnce
         long = self.tools.repository.payloads_of([row.id for row in self.live if row.payload is None])
         if long:
-            self.live = [
-                msgspec.structs.replace(row, payload=long.get(row.id, row.payload)) if row.payload is None else row
-                for row in self.live
-            ]
+            replace = msgspec.structs.replace
+            self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
         """Leave out what others have locked; what has no row at all is rejected by ``_find_live``."""
