@@ -16,7 +16,7 @@ from django.db import connections, transaction
 from outbox import lifecycle
 from outbox.models import RehomedRow
 from outbox.routes import RouteRegistry, ServiceRoute
-from outbox.sql import dialect_of, id_list, moment_of, placeholders, to_db
+from outbox.sql import dialect_of, id_list, moment_of, to_db
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 _COLUMNS: Final = (
@@ -177,7 +177,7 @@ class Rehoming:
             RehomedRow.objects.using(route.database).filter(source_table=self._source.table, source_id__in=ids).delete()
 
     def _misplaced(self) -> str:
-        return f"status IN (%s, %s) AND event_type IN ({placeholders(self._foreign)})"
+        return f"status IN (%s, %s) AND {dialect_of(self._connection).is_one_of('event_type', self._foreign)}"
 
     @property
     def _connection(self) -> Any:

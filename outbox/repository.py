@@ -459,9 +459,11 @@ class OutboxRepository:
 
     def _oldest_unfinished(self, locked: Sequence[Locked], *, foreign_too: bool) -> list[int]:
         """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``."""
+        keys = {row.message_key for row in locked}
         oldest: dict[str, int] = {}
         for key, row_id in self._fetch(*self._searches.oldest_unfinished(locked, foreign_too=foreign_too)):
-            oldest[key] = min(row_id, oldest.get(key, row_id))
+            if key in keys:  # and not one that the column's collation takes for one of them
+                oldest[key] = min(row_id, oldest.get(key, row_id))
         return sorted(oldest.values())
 
     def _details(self, ids: Sequence[int]) -> list[Any]:

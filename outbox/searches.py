@@ -85,18 +85,21 @@ class Searches:
         ``id + 0`` is no column, so no optimizer reads the index by it. MySQL 9.7 would answer ``MIN(id) … GROUP BY
         message_key`` by a skip scan that takes the smallest id of a key before it has applied the conditions, and
         ``id NOT IN`` by ranges between all of the ids for each of the keys.
+
+        A collation that takes several keys for one finds the rows of all of them; each key has an answer of its own.
         """
         keys = sorted({row.message_key for row in locked})
         ids = [row.id for row in locked]
         scope = f"message_key IN ({placeholders(keys)}) AND id < %s AND id + 0 NOT IN ({id_list(ids)})"
         parameters: list[Any] = [*keys, max(ids)]
         if not foreign_too:
-            scope += f" AND event_type NOT IN ({placeholders(self.foreign_types)})"
+            scope += f" AND {self.sql.is_none_of('event_type', self.foreign_types)}"
             parameters += self.foreign_types
+        each_key = self.sql.grouped.format("message_key")
         oldest = f"SELECT message_key, MIN(id + 0) FROM {self.table} WHERE {scope} AND"
         statement = (
-            f"{oldest} status IN (%s, %s) GROUP BY message_key"
-            f" UNION ALL {oldest} status = %s AND parks_key = %s GROUP BY message_key"
+            f"{oldest} status IN (%s, %s) GROUP BY {each_key}"
+            f" UNION ALL {oldest} status = %s AND parks_key = %s GROUP BY {each_key}"
         )
         return statement, [*parameters, *lifecycle.UNFINISHED, *parameters, Status.DEAD, True]
 
@@ -105,6 +108,6 @@ class Searches:
         if shards is not None:
             conditions += f" AND shard IN ({id_list(shards)})" if shards else " AND 1 = 0"
         if self.foreign_types:
-            conditions += f" AND event_type NOT IN ({placeholders(self.foreign_types)})"
+            conditions += f" AND {self.sql.is_none_of('event_type', self.foreign_types)}"
             parameters += self.foreign_types
         return conditions, parameters

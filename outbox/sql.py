@@ -5,7 +5,7 @@ Table names come from ``ServiceRoute``, which allows letters, digits and ``_`` o
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -25,6 +25,11 @@ class Dialect:
     """A moment so that, given back as a parameter, it compares equal to its column, and as large as it is late."""
     dated: str = "{}"
     """A column of times, NULL where it holds what is no time: see ``moment_of``."""
+    bytes_of: str = "{}"
+    """A column of texts as their bytes: a collation may take ``Conv`` and ``conv`` for one, or ``a`` and ``a `` with a
+    blank. No index is searched by it, so it goes with what narrows the search."""
+    grouped: str = "{}"
+    """The same to group by, in the order of an index."""
     nulls_first: bool = True
     """An index in ascending order begins with NULL."""
     by_primary_key: str = ""
@@ -37,6 +42,14 @@ class Dialect:
     for_update: str = ""
     skip_locked: str = ""
 
+    def is_one_of(self, column: str, values: Sequence[str]) -> str:
+        """Return the condition that a column of texts is one of ``values``, its parameters, byte for byte."""
+        return f"{self.bytes_of.format(column)} IN ({placeholders(values)})"
+
+    def is_none_of(self, column: str, values: Sequence[str]) -> str:
+        """Return the opposite condition."""
+        return f"{self.bytes_of.format(column)} NOT IN ({placeholders(values)})"
+
 
 _DIALECTS: Final = {
     "mysql": Dialect(
@@ -45,6 +58,8 @@ _DIALECTS: Final = {
         exact="CAST({} AS CHAR)",
         # A zero date is no value that a strict server lets be assigned or compared with: not even a column's to itself.
         dated="CASE WHEN MONTH({0}) * DAYOFMONTH({0}) > 0 THEN {0} END",
+        bytes_of="CAST({} AS BINARY)",
+        grouped="{0}, CAST({0} AS BINARY)",
         by_primary_key=" FORCE INDEX (PRIMARY)",
         by_secondary_index=" IGNORE INDEX (PRIMARY)",
         # The comparison of pairs is not searched by index:

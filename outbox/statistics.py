@@ -20,7 +20,7 @@ from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.policies import EventPolicies
 from outbox.routes import RouteRegistry, ServiceRoute
-from outbox.sql import dialect_of, from_db, moment_of, placeholders
+from outbox.sql import dialect_of, from_db, moment_of
 
 COUNT_CAP: Final = 10_000
 HUNG_AFTER: Final = timedelta(minutes=1)
@@ -134,7 +134,7 @@ def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> 
     """
     sql = dialect_of(connections[route.database])
     now, created_at, due_at = sql.now, sql.dated.format("created_at"), sql.dated.format("next_retry_at")
-    own = f" AND event_type NOT IN ({placeholders(foreign_types)})" if foreign_types else ""
+    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
     found = _fetch(
         route.database,
         f"SELECT COALESCE({created_at}, {due_at}), {now} FROM {route.table} WHERE status = %s"
@@ -161,11 +161,11 @@ def _parks_a_key(route: ServiceRoute, cap: int) -> bool:
 def _foreign(route: ServiceRoute, foreign_types: tuple[str, ...], cap: int) -> Count:
     if not foreign_types:
         return Count(0)
+    is_foreign = dialect_of(connections[route.database]).is_one_of("event_type", foreign_types)
     counts = [
         _fetch(
             route.database,
-            "SELECT COUNT(*), COUNT(CASE WHEN event_type IN"
-            f" ({placeholders(foreign_types)}) THEN 1 END) FROM (SELECT event_type FROM {route.table}"
+            f"SELECT COUNT(*), COUNT(CASE WHEN {is_foreign} THEN 1 END) FROM (SELECT event_type FROM {route.table}"
             " WHERE status = %s ORDER BY next_retry_at, id LIMIT %s) oldest",
             [*foreign_types, status.value, cap * 2],
         )[0]

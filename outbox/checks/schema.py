@@ -26,7 +26,7 @@ from outbox.conf import OutboxSettings
 from outbox.contracts import contracts
 from outbox.models import OutboxMessage
 from outbox.routes import ServiceRoute
-from outbox.sql import SUPPORTED_VENDORS, placeholders
+from outbox.sql import SUPPORTED_VENDORS, dialect_of
 from outbox.statistics import Count, count_rows
 
 _PACKET_OVERHEAD_BYTES: Final = 64 * 1024
@@ -87,8 +87,9 @@ def check_foreign_rows(aliases: Collection[str]) -> list[CheckMessage]:
 
 
 def _unfinished(route: ServiceRoute, event_types: Collection[str]) -> Count:
-    condition = f"status IN (%s, %s) AND event_type IN ({placeholders(event_types)})"
     try:
+        is_one = dialect_of(connections[route.database]).is_one_of("event_type", list(event_types))
+        condition = f"status IN (%s, %s) AND {is_one}"
         return count_rows(route, condition, [*lifecycle.UNFINISHED, *event_types])
     except Exception:  # noqa: BLE001 - check_schema says what is wrong with this database
         return Count(0)

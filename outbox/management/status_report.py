@@ -20,7 +20,7 @@ from outbox.lifecycle import Status
 from outbox.log_text import one_line
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
-from outbox.sql import placeholders, to_db
+from outbox.sql import dialect_of, to_db
 from outbox.statistics import Count, ServiceStatus, WorkerStatus, count_rows, service_status
 
 _FIRST_MOMENT: Final = "'1000-01-01'"
@@ -129,7 +129,8 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
     """
     connection = connections[route.database]
     redeliver_after = timedelta(seconds=outbox_settings().relay.redeliver_after_seconds)
-    own = f" AND event_type NOT IN ({placeholders(foreign_types)})" if foreign_types else ""
+    sql = dialect_of(connection)
+    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
     due_before = OutboxRepository(route).now() - longer_than
     undated = f"(next_retry_at IS NULL OR next_retry_at < {_FIRST_MOMENT})"
     looks = (

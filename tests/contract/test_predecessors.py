@@ -20,12 +20,15 @@ from tests import factories
 from tests.plans import locked
 from tests.toys import NOTE, OTHER, PARKED
 
-FOREIGN: Final = ("other.first", "other.second")
+FOREIGN: Final = ("other.first", "other.second", NOTE.upper(), f"{OTHER} ")
+"""Two of them are taken for own ones by a collation that ignores case or blanks at the end."""
 KEYS: Final = (
     "k",
     "K",
     "k-1",
     "k-10",
+    "k ",
+    "k  ",
     "k 1",
     "k  1",
     "ä",
@@ -133,6 +136,34 @@ def repository(alias: str) -> OutboxRepository:
 def test_predecessors_of_small_tables_are_those_that_all_rows_say(repository: OutboxRepository) -> None:
     rand = random.Random(12)
     for _ in range(TABLES):
+        rows = small_table(rand)
+        compare(repository, rows, batches(rand, rows, BATCHES))
+
+
+@pytest.fixture
+def careless(database_alias: str) -> Iterator[None]:
+    """Give the columns of keys and types a collation that ignores case, accents and blanks at the end."""
+    types = {"message_key": "varchar(128)", "event_type": "varchar(64)"}
+
+    def alter(collation: str) -> None:
+        with connections[database_alias].cursor() as cursor:
+            for column, type_ in types.items():
+                cursor.execute(
+                    f"ALTER TABLE {factories.TABLE} MODIFY {column} {type_} CHARACTER SET utf8mb4"
+                    f" COLLATE {collation} NOT NULL"
+                )
+
+    alter("utf8mb4_general_ci")
+    yield
+    alter("utf8mb4_bin")
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
+def test_predecessors_are_those_of_the_very_key_whatever_the_collation(
+    careless: None, repository: OutboxRepository
+) -> None:
+    rand = random.Random(56)
+    for _ in range(TABLES // 5):
         rows = small_table(rand)
         compare(repository, rows, batches(rand, rows, BATCHES))
 

@@ -97,6 +97,14 @@ def test_payload_that_stays_in_its_row_takes_no_room(alias: str, repository: Out
     assert not claim.is_cut
 
 
+def test_claim_takes_own_rows_whose_type_is_like_a_foreign_one(alias: str) -> None:
+    """A collation that ignores case or blanks at the end takes them for one."""
+    own = [row(alias, event_type=each) for each in ("toy.note", "toy.note ", "Toy.note")]
+    row(alias, event_type="TOY.NOTE")
+
+    assert claim_ids(factories.repository(foreign_types=("TOY.NOTE",))) == own
+
+
 def test_claim_of_nothing_is_empty(repository: OutboxRepository) -> None:
     claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
 

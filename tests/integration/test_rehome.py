@@ -64,6 +64,19 @@ def test_rows_go_to_their_owners_in_order_and_finished_ones_stay(alias: str) -> 
     ]
 
 
+def test_own_rows_whose_type_is_like_another_services_stay(alias: str) -> None:
+    """A collation that ignores case takes them for rows of the other service: they would be moved for ever."""
+    own = old_row(alias, TASK.upper(), 1)
+    foreign = old_row(alias, TASK, 2)
+
+    moved = [each for batch in rehoming().run(batch_size=4) for each in batch]
+
+    assert [(each.event_type, each.rows) for each in moved] == [(TASK, 1)]
+    assert rehoming().survey() == []
+    assert list(AgentOutboxMessage.objects.using(alias).values_list("pk", flat=True)) == [own]
+    assert foreign != own
+
+
 def test_survey_counts_and_changes_nothing(alias: str) -> None:
     old_row(alias, TASK, 1)
     old_row(alias, TASK, 2, status="published")
