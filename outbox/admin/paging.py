@@ -26,7 +26,10 @@ _ID_LIMIT: Final = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a row stands in its stream. ``moment`` is the database's own text, None where it is NULL or not used."""
+    """Where a row stands in its stream. ``moment`` is the database's own text, None where it is NULL or not used.
+
+    It is empty where the column holds what is no moment.
+    """
 
     moment: str | None
     id: int
@@ -169,7 +172,7 @@ def from_token(token: str, streams: Mapping[str, Stream]) -> Cut:
 
 
 def _gap(moment: str | None, row_id: int, below: bool) -> Gap:
-    if moment is not None:
+    if moment:
         datetime.fromisoformat(moment).astimezone(UTC)  # near the ends of the calendar there is none
     if not 0 <= row_id < _ID_LIMIT:
         raise ValueError(row_id)

@@ -9,19 +9,23 @@ with a LIMIT: no optimizer reads past it, whatever it believes about the filter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from django.db import connections
 
 from outbox.admin.paging import Found, Gap, Position, Slice
-from outbox.sql import from_db, to_db
+from outbox.sql import from_db, moment_of, to_db
 
 WINDOW: Final = 10_000
 """Rows that one scan looks at when it has filters. Looking one up costs some microseconds."""
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+_FIRST_MOMENT: Final = "'1000-01-01'"
+"""The first that MySQL's columns hold; below are its zero dates, which it takes for no parameter."""
+_ZERO: Final = ""
+"""Stands for a zero date in a position."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,8 @@ class _Bound:
 class IndexScan:
     """The rows of ``table`` on the alias ``using``, by (``moment``, id) or, without ``moment``, by id.
 
-    Rows whose ``moment`` is NULL are the oldest. ``rank`` is the column by which rows of several scans are merged.
+    Rows whose ``moment`` is NULL are the oldest, behind those where it is a zero date; both are in the order of ids.
+    ``rank`` is the column by which rows of several scans are merged.
     """
 
     using: str
@@ -59,31 +64,36 @@ class IndexScan:
     rank: str = "id"
     filters: tuple[Condition, ...] = ()
     window: int = WINDOW
+    by_id: str | None = None
+    """What stands for the moment in positions, where rows are in the order of ids although there is a moment."""
 
     def read(self, gap: Gap | None, *, upward: bool, limit: int) -> Slice:
         """Return up to ``limit`` rows from ``gap`` on."""
         rows: list[Found] = []
         for segment, start in self._segments(gap, upward=upward):
-            part = self._read_segment(segment, start, upward=upward, limit=limit - len(rows))
+            part = segment._read_segment(start, upward=upward, limit=limit - len(rows))  # noqa: SLF001 - one of itself
             rows += part.rows
             if part.stopped is not None or len(rows) >= limit:
                 return Slice(rows, part.stopped)
         return Slice(rows)
 
-    def _segments(self, gap: Gap | None, *, upward: bool) -> list[tuple[tuple[Condition, ...], Gap | None]]:
-        """Cut the scan into the rows with a moment and those without: databases disagree where NULL sorts."""
+    def _segments(self, gap: Gap | None, *, upward: bool) -> list[tuple[IndexScan, Gap | None]]:
+        """Cut the scan by what its rows have for a moment: databases disagree where NULL sorts, or what a time is."""
         if self.moment is None:
-            return [((), gap)]
-        dated = (Condition(self.moment, "IS NOT NULL"),)
-        undated = (Condition(self.moment, "IS NULL"),)
+            return [(self, gap)]
+        segments = [
+            replace(self, where=(*self.where, Condition(self.moment, f">= {_FIRST_MOMENT}"))),
+            replace(self, where=(*self.where, Condition(self.moment, f"< {_FIRST_MOMENT}")), by_id=_ZERO),
+            replace(self, where=(*self.where, Condition(self.moment, "IS NULL"))),
+        ]
         if gap is None:
-            return [(dated, None), (undated, None)]
-        if gap.at.moment is None:
-            return [(undated, gap), (dated, None)] if upward else [(undated, gap)]
-        return [(dated, gap)] if upward else [(dated, gap), (undated, None)]
+            return [(each, None) for each in segments]
+        at = {None: 2, _ZERO: 1}.get(gap.at.moment, 0)
+        beyond = segments[:at][::-1] if upward else segments[at + 1 :]
+        return [(segments[at], gap), *((each, None) for each in beyond)]
 
-    def _read_segment(self, segment: tuple[Condition, ...], start: Gap | None, *, upward: bool, limit: int) -> Slice:
-        conditions: list[Condition | _Bound] = [*self.where, *segment]
+    def _read_segment(self, start: Gap | None, *, upward: bool, limit: int) -> Slice:
+        conditions: list[Condition | _Bound] = [*self.where]
         if start is not None:
             conditions.append(self._beyond(start, upward=upward))
         if not self.filters:
@@ -100,7 +110,7 @@ class IndexScan:
         """Return the condition of the rows above or below ``gap``; the row that it names may be among them."""
         position, strict = gap.at, ">" if upward else "<"
         by_id = f"id {strict}{'=' if gap.below == upward else ''} %s"
-        if self.moment is None or position.moment is None:
+        if self.moment is None or not position.moment:
             return _Bound(by_id, (position.id,))
         moment = self._parameter(position.moment)
         return _Bound(
@@ -118,12 +128,13 @@ class IndexScan:
         before: Sequence[Any] = (),
     ) -> list[Found]:
         """Return rows of ``source``, whose own parameters are ``before``."""
-        columns = f"id, {self._column(self.moment)}, {self._column(self.rank)}"
+        rank = self.rank if self.by_id is None else None
+        columns = f"id, {self._column(self._order)}, {self._column(rank)}"
         sql, parameters = self._query(columns, source, conditions, upward=upward, limit=limit, offset=offset)
         with connections[self.using].cursor() as cursor:
             cursor.execute(sql, [*before, *parameters])
             return [
-                Found(Position(None if moment is None else str(moment), row_id), _rank(rank))
+                Found(Position(self.by_id if moment is None else str(moment), row_id), _rank(rank))
                 for row_id, moment, rank in cursor.fetchall()
             ]
 
@@ -138,13 +149,17 @@ class IndexScan:
         offset: int = 0,
     ) -> tuple[str, list[Any]]:
         direction = "ASC" if upward else "DESC"
-        order = ", ".join(f"{column} {direction}" for column in (self.moment, "id") if column)
+        order = ", ".join(f"{column} {direction}" for column in (self._order, "id") if column)
         where = " AND ".join(f"({condition.sql})" for condition in conditions)
         parameters = [parameter for condition in conditions for parameter in condition.parameters]
         return (
             f"SELECT {columns} FROM {source}{' WHERE ' if where else ''}{where} ORDER BY {order} LIMIT %s OFFSET %s",
             [*parameters, limit, offset],
         )
+
+    @property
+    def _order(self) -> str | None:
+        return self.moment if self.by_id is None else None
 
     def _column(self, name: str | None) -> str:
         """Return the expression that gives a column; SQLite's own text of a time, since it compares times as text."""
@@ -161,4 +176,4 @@ def _rank(value: Any) -> Any:
     """Return what rows are merged by: an id, or a time, the oldest where it is NULL."""
     if value is None:
         return _LONG_AGO
-    return value if isinstance(value, int) else from_db(value)
+    return value if isinstance(value, int) else moment_of(value) or _LONG_AGO

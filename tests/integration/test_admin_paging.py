@@ -110,6 +110,21 @@ def test_all_rows_without_a_due_time_are_paged(root: Client, outbox_alias: str) 
     assert_pages_hold(root, f"{MESSAGES}?status=pending", [f"agent:{row.pk}" for row in rows[::-1]])
 
 
+@pytest.mark.parametrize("outbox_alias", ["mariadb", "mysql"], indirect=True)
+def test_rows_with_zero_dates_are_paged(root: Client, outbox_alias: str) -> None:
+    """They come behind those with a time and before those with NULL."""
+    dated, zero, none = ([add(next_retry_at=moment) for _ in range(4)] for moment in (at(1), at(2), None))
+    with connections[outbox_alias].cursor() as cursor:
+        cursor.execute("SET @usual = @@SESSION.sql_mode, SESSION sql_mode = ''")
+        cursor.execute(
+            f"UPDATE {zero[0]._meta.db_table} SET next_retry_at = '0000-00-00 00:00:00'"
+            f" WHERE id IN ({', '.join(str(row.pk) for row in zero)})"
+        )
+        cursor.execute("SET SESSION sql_mode = @usual")
+    order = [*dated[::-1], *zero[::-1], *none[::-1]]
+    assert_pages_hold(root, f"{MESSAGES}?status=pending", [f"agent:{row.pk}" for row in order])
+
+
 def test_times_of_the_databases_own_clock_are_paged(root: Client, outbox_alias: str) -> None:
     """SQLite keeps times as text: by the column's default with three digits, from Django with six or none."""
     rows = [add() if number % 2 else add(next_retry_at=at(number)) for number in range(9)]
