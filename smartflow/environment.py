@@ -152,7 +152,7 @@ def read_dot_env(path: Path) -> None:
 
     def note(record: logging.LogRecord) -> bool:
         if record.levelno >= logging.WARNING:
-            dropped.extend(map(str, record.args or ()))
+            dropped.extend(line for line in map(str, record.args or ()) if line.strip() and line.strip()[0] != "#")
         return False
 
     logger = logging.getLogger("environ.environ")

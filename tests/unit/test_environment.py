@@ -197,10 +197,16 @@ def test_example_is_read_without_a_fault(read: Any, tmp_path: Path, monkeypatch:
 def test_line_of_the_file_that_would_be_dropped_is_an_error(tmp_path: Path) -> None:
     """With blanks around the sign it was left out with a warning, and the broker was spoken to in the clear."""
     file = tmp_path / ".env"
-    file.write_text(f"# Kafka\n\nKAFKA_SECURITY_PROTOCOL = SASL_SSL\n{HUSH}\n")
-    with pytest.raises(ImproperlyConfigured, match="line 3, 4") as caught:
+    file.write_text(f"# Kafka\n\n \t\n  # more\nKAFKA_SECURITY_PROTOCOL = SASL_SSL\n{HUSH}\n  DEBUG=false\n")
+    with pytest.raises(ImproperlyConfigured, match="line 5, 6, 7") as caught:
         read_dot_env(file)
     assert HUSH not in str(caught.value)
+
+
+def test_remarks_and_empty_lines_are_no_settings(tmp_path: Path) -> None:
+    file = tmp_path / ".env"
+    file.write_text("# a\n\n   \n  # indented\n")
+    read_dot_env(file)
 
 
 def test_file_that_is_not_there_has_no_variables(tmp_path: Path) -> None:
