@@ -14,6 +14,7 @@ from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotReco
 from outbox import Delivery, Discard, Retry
 from outbox.consumer import Consumer
 from outbox.lifecycle import Status
+from outbox.nesting import NESTING_LIMIT
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import database_now, get, make_due, row, statuses
@@ -248,6 +249,24 @@ def test_unreadable_event_dies_at_once_and_stops_nobody_else(
     assert found.dead_at is not None
     assert effect_ids(alias) == [before, after]
     assert (consumer.totals.consumed, consumer.totals.dead) == (2, 1)
+
+
+def test_json_of_any_depth_is_read_or_dead_and_stops_no_worker(alias: str, consumer: Consumer) -> None:
+    """Other software goes deeper than `publish` does; how deep a decoder follows hangs on the frames it runs in."""
+    depths = [*range(150, 1_050, 25), 5_000, 50_000]
+    as_read = NESTING_LIMIT - 1  # the payload itself is a level
+    start = '{"event_version": "v2", "payload": {"key": "k", "number": 1, "x": '
+    ids = [
+        row(alias, key=str(depth), stored=f"{start}{'[' * depth}{']' * depth}}}}}", status=Status.PUBLISHED)
+        for depth in [as_read, *depths]
+    ]
+
+    deliver(alias, consumer, ids)
+
+    found = [get(alias, each) for each in ids]
+    assert found[0].status == "consumed", "what publish would take is read"
+    assert {each.status for each in found} == {"consumed", "dead"}
+    assert all("recursion" in each.last_error for each in found if each.status == "dead")
 
 
 def test_handler_that_fails_after_writing_leaves_nothing(alias: str, toys: Toys, consumer: Consumer) -> None:
