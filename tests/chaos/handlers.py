@@ -29,7 +29,8 @@ _ALONE: Final = frozenset({"raw-commit", "hook", "idle", "row-lock"})
 _TIMES: Final[dict[str, tuple[int, ...]]] = {"handlers": (1, 2, 2, FOR_EVER), "killers": (1, 1, 1, 2, 1, FOR_EVER)}
 _ONCE: Final = frozenset({"raw-commit"})
 
-_COMES_S: Final = 20.0
+_COMES_S: Final = 90.0
+"""An event waits for what lies before it, and for servers and consumers that are away."""
 
 
 def faulty_events(fault: TimedFault) -> list[tuple[str, dict[str, Any]]]:

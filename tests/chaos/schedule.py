@@ -39,7 +39,7 @@ _GAPS_S: Final = {
     "killers": (8.0, 15.0),
     "row-holders": (5.0, 12.0),
     "outbox-holders": (5.0, 12.0),
-    "hosts": (20.0, 45.0),
+    "hosts": (8.0, 20.0),
     "tables": (20.0, 45.0),
 }
 """How long a lane rests between two faults: work has to go on in between, or nothing is shown."""
