@@ -7,7 +7,7 @@ SHELL := bash
 PYTHON ?= python3
 PYTEST_ARGS ?=
 # How many processes run tests; 0 for one that can be debugged. They wait more than they work.
-PYTEST_WORKERS ?= 3
+PYTEST_WORKERS ?= 2
 BENCH_ARGS ?=
 LIMITS_ARGS ?=
 

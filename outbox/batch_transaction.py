@@ -172,7 +172,8 @@ class BatchTransaction:
         tools.writer.bury(plan.bury, outcome)
         tools.writer.finish(plan.deliver, outcome)
         tools.writer.wake(outcome)
-        tools.rejections.add(outcome.rejected)
+        if outcome.rejected:
+            tools.rejections.add(outcome.rejected)
 
     # --- which rows ----------------------------------------------------------------------------------------------
 
@@ -195,9 +196,8 @@ class BatchTransaction:
         if sum(row.payload_length for row in self.live) > self.tools.options.batch_bytes:
             raise TooMuchAtOnce
         long = self.tools.repository.payloads_of([row.id for row in self.live if row.payload is None])
-        if long:
-            replace = msgspec.structs.replace
-            self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
+        replace = msgspec.structs.replace
+        self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
         """Leave out what others have locked; what has no row at all is rejected by ``_find_live``."""

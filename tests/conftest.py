@@ -34,15 +34,15 @@ REAL_NAMES: dict[str, str] = {}
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what stops or restarts a shared server last."""
-    items.sort(key=_is_disruptive)
+    """Run last what needs the machine or a shared server for itself."""
+    items.sort(key=_is_run_alone)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Let a test that takes a server away run while no other test of this checkout is at work."""
+    """Let a test that measures times or takes a server away run while no other test of this checkout is at work."""
     with Path(__file__).open("rb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if _is_disruptive(item) else fcntl.LOCK_SH)
+        fcntl.flock(lock, fcntl.LOCK_EX if _is_run_alone(item) else fcntl.LOCK_SH)
         return (yield)
 
 
@@ -165,8 +165,8 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-def _is_disruptive(item: pytest.Item) -> bool:
-    return item.get_closest_marker("disruptive") is not None
+def _is_run_alone(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) is not None for name in ("alone", "disruptive"))
 
 
 def _create_toy_table(alias: str) -> None:

@@ -37,7 +37,7 @@ from tests.services import CHECKOUT
 from tests.waiting import wait_until
 
 HOLDING_KAFKA = "tests.acceptance.probe.brokers.HoldingKafkaBroker"
-DONE_TIMEOUT_S = 60.0
+DONE_TIMEOUT_S = 150.0
 
 
 @dataclass(slots=True)

@@ -19,7 +19,7 @@ from tests.integration.admin_rows import DEAD, MESSAGES, REJECTED, ROUTES, SERVI
 from tests.services import require
 
 DATABASES = tuple(alias for alias in ("default", "mariadb", "mysql") if alias in ALL_DATABASES)
-pytestmark = pytest.mark.django_db(databases=DATABASES)
+pytestmark = [pytest.mark.django_db(databases=DATABASES), pytest.mark.alone]
 
 ROWS = 1_000_000
 LIMIT_S = 1.0

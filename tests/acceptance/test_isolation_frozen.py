@@ -37,12 +37,12 @@ def seen_at(installation: Installation, pid: int) -> object:
 @pytest.mark.parametrize(
     ("database", "broker", "time_limit_s"),
     [
-        ("mariadb", "table", 12.0),
-        ("mysql", "table", 12.0),
-        ("postgres", "table", 12.0),
-        ("mariadb", "kafka", 16.0),  # its partitions move 6 s later
-        ("mysql", "kafka", 16.0),
-        ("postgres", "kafka", 16.0),
+        ("mariadb", "table", 14.0),
+        ("mysql", "table", 14.0),
+        ("postgres", "table", 14.0),
+        ("mariadb", "kafka", 20.0),  # its partitions move 6 s later
+        ("mysql", "kafka", 20.0),
+        ("postgres", "kafka", 20.0),
     ],
 )
 def test_successor_of_a_frozen_consumer_goes_on_beside_its_locks(

@@ -6,12 +6,10 @@ import json
 from collections.abc import Sequence
 from datetime import timedelta
 from html.parser import HTMLParser
-from io import StringIO
 from typing import Any
 
 import pytest
 from django.contrib import admin
-from django.core.management import call_command
 from django.db import connections
 from django.db.utils import OperationalError
 from django.test import Client
@@ -21,9 +19,13 @@ from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import lag
 from outbox.admin import routes
 from outbox.admin.health import Severity
+from outbox.catalog import route_registry
 from outbox.exceptions import BrokerUnavailableError
+from outbox.management.status_report import ServiceReport
+from outbox.management.status_table import TableView
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.routes import ServiceRoute
+from outbox.statistics import service_status
 from tests.integration.admin_rows import (
     DATABASES,
     DEAD,
@@ -284,9 +286,9 @@ def test_dead_is_the_number_that_outbox_status_says(root: Client, outbox_alias: 
     for number in range(5):
         add_dead(resolved_at=at(0) if number < 2 else None)
     (on_page,) = (number.text for number in line_of(root).numbers if number.label == "dead")
-    said = StringIO()
-    call_command("outbox_status", "agent", "--patience", "30s", stdout=said)
-    header, line = said.getvalue().splitlines()
+    status = service_status(route_registry().catalog.route("agent"), route_registry(), ttl=timedelta(seconds=6))
+    report = ServiceReport(status.route, status, database_problem="", lag=None, broker_problem="", attention=())
+    header, line = TableView(dated=False).show([report]).splitlines()
     assert (on_page, line.split()[header.split().index("DEAD")]) == ("3", "3")
     assert len(root.get(f"{DEAD}?service=agent").context["lines"]) == 3
 

@@ -19,6 +19,7 @@ from outbox.consumer import Consumer
 from outbox.contracts import contracts
 from outbox.envelope import decode_message
 from outbox.models import OutboxMessage, RejectedRecord, service_route
+from outbox.rejections import HEADERS_MAX_LENGTH, KEY_MAX_BYTES, VALUE_MAX_BYTES
 from outbox.workers import build_consumer
 from tests import fuzz, notifications, records
 from tests.conftest import SERVICES
@@ -116,8 +117,12 @@ class Topic:
         for row in found:
             assert (row.service, row.topic) == (self.service, record.topic)
             assert row.reason
-            assert (as_bytes(row.key), as_bytes(row.value)) == (record.key, record.value)
-            assert [name for name, _ in json.loads(row.headers)] == [name for name, _ in record.headers]
+            assert as_bytes(row.key) == (record.key and record.key[:KEY_MAX_BYTES])
+            assert as_bytes(row.value) == (record.value and record.value[:VALUE_MAX_BYTES])
+            assert (row.key_size, row.value_size) == (len(record.key or b""), len(record.value or b""))
+            names = [name for name, _ in json.loads(row.headers)]
+            assert names == [name for name, _ in record.headers[: len(names)]]
+            assert len(names) == len(record.headers) or len(row.headers) >= HEADERS_MAX_LENGTH
             return row
         return None
 

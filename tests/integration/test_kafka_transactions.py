@@ -11,9 +11,9 @@ from io import StringIO
 
 import pytest
 from django.core.management import call_command
-from outbox.admin.lag import read_lags
 
 from outbox.brokers.kafka import KafkaBroker
+from outbox.lag import read_lags
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ShardLease, Worker, service_route
 from outbox.routes import ServiceRoute
