@@ -158,10 +158,10 @@ def test_long_outage_ends_with_a_new_client(harness: KafkaHarness, monkeypatch: 
     route = harness.ready_route()
     writer, reader = Writer(harness.broker, route), Reader(harness.broker, route)
     wait_until(lambda: len(reader.received) > 100, timeout=RECOVERY_S)
-    first_client = reader._subscription._consumer
+    first_client = reader._subscription._member
 
     control.kill("kafka")
-    wait_until(lambda: reader._subscription._consumer is not first_client, timeout=60, message="the client is given up")
+    wait_until(lambda: reader._subscription._member is not first_client, timeout=60, message="the client is given up")
     control.start("kafka")
 
     read = len(reader.received)

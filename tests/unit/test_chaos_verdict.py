@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 
+from outbox.exceptions import ConnectionLostError
 from tests.acceptance.plans import Journal
 from tests.acceptance.probe.trace import Mark
 from tests.acceptance.promises import EffectRow, Row
@@ -48,6 +49,8 @@ def evidence() -> Evidence:
         "agent": [],
     }
     replace_row(found, KILLS, status="dead", last_error="it ended its process 5 times in a row")
+    # A killer of long transactions met it: that is no attempt.
+    replace_row(found, SOUND, last_error=f"ConnectionLostError: {ConnectionLostError(OSError(2013, 'gone'))}")
     found.effects = [
         EffectRow(row_id, f"event-{row_id}", key, row_id, ATTEMPTS.get(row_id, 0) + 1, PID)
         for row_id, key in KEYS.items()
