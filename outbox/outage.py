@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Final
 
@@ -100,9 +101,10 @@ class ConnectionBackoff:
             self._traced.add(kind)
         return pause
 
-    def record_success(self) -> None:
-        """Note that work goes on."""
-        over, self._failures = self._failures, {}
+    def record_success(self, *, besides: Collection[str] = ()) -> None:
+        """Note that work goes on; ``besides`` names what has not shown yet that it is back."""
+        over = {what: failures for what, failures in self._failures.items() if what not in besides}
+        self._failures = {what: failures for what, failures in self._failures.items() if what in besides}
         for what, failures in over.items():
             logger.warning(
                 "%s recovered: service=%s worker=%s failures=%d", what, self._service, self._worker, failures

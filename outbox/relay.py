@@ -100,6 +100,8 @@ class Relay:
         self._redelivered_at: float | None = None
         self._horizon = DeliveryHorizon()
         self._positions_problem = ""
+        self._broker_answers = True
+        """It has answered a batch since it was away last: that it takes one says nothing."""
         self._backoff = ConnectionBackoff(self._route.service, "relay")
         self._idle_pause = self._shortest_pause = timedelta(milliseconds=options.poll_interval_ms)
         self._open_wake_ups = wake_ups
@@ -212,6 +214,7 @@ class Relay:
         """
         report = batch.send.report(timedelta(seconds=self._options.send_timeout_seconds))
         self._heartbeat.moved()
+        self._broker_answers = self._broker_answers or bool(report.acknowledged or report.refused)
         self._marks.add(report.acknowledged, claimed_at=batch.claimed_at)
         # Counted by the broker's word: a fast consumer may have finished a row before it is marked.
         self.totals.published += len(report.acknowledged)
@@ -311,7 +314,7 @@ class Relay:
             if once and is_fault(error, self._route.database):
                 raise
             return _Pause(self._recover(error), outage=True)
-        self._backoff.record_success()
+        self._backoff.record_success(besides=() if self._broker_answers else ("broker",))
         if worked:
             self._idle_pause = self._shortest_pause
             return None
@@ -323,7 +326,9 @@ class Relay:
         """Have everything that was not settled claimed and sent again; return how long to pause before."""
         self._in_flight.clear()
         self._after = None
-        if not isinstance(error, BrokerUnavailableError):
+        if isinstance(error, BrokerUnavailableError):
+            self._broker_answers = False
+        else:
             self._leases.forget()
             if not isinstance(error, (DatabaseError, InterfaceError)):
                 self._close_producer()  # a client that is in no known state

@@ -107,6 +107,17 @@ def test_outage_is_said_and_its_end_too(
     assert "broker recovered: service=agent worker=relay failures=2" in texts
 
 
+def test_broker_that_takes_batches_and_answers_none_is_not_said_to_be_back(
+    alias: str, make_relay: MakeRelay, stop: RecordingStop, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows(alias, 1)
+    with caplog.at_level(logging.WARNING, "outbox"):
+        make_relay(broker=_Flaky("late", "late", "late")).run(stop, once=True)
+
+    said = [text for record in caplog.records if (text := record.getMessage()).startswith("broker recovered")]
+    assert said == ["broker recovered: service=agent worker=relay failures=3"]
+
+
 def test_broker_that_is_away_at_the_start_is_waited_for(
     alias: str, broker: MemoryBroker, make_relay: MakeRelay, stop: RecordingStop
 ) -> None:
