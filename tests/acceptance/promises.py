@@ -42,6 +42,10 @@ def unexpected_tracebacks(text: str) -> list[str]:
     return [line for line in said if " ERROR kafka." not in line]
 
 
+INTERRUPTED = "ConnectionLostError: "
+"""What an interruption leaves in a row begins so. It is no attempt: one connection was cut, and others lived on."""
+
+
 def check_delivery(
     rows: Sequence[Row], journal: Journal, *, dead: Collection[str], retried: Collection[str] = ()
 ) -> None:
@@ -61,7 +65,7 @@ def check_delivery(
     silent = [row for row in rows if row.status == "dead" and not row.last_error]
     assert not silent, f"dead without a reason: {silent}"
     unharmed = [row for row in rows if row.event_id not in {*retried, *dead}]
-    harmed = [row for row in unharmed if row.retry_count or row.last_error]
+    harmed = [row for row in unharmed if row.retry_count or not (row.last_error or INTERRUPTED).startswith(INTERRUPTED)]
     assert not harmed, f"{len(harmed)} healthy events lost attempts: {harmed[:5]}"
 
 

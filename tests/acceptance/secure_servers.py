@@ -344,7 +344,7 @@ from tests.waiting import wait_until
 client = Client(SERVER_NAME="localhost")
 client.force_login(User.objects.get_or_create(username="root", is_staff=True, is_superuser=True)[0])
 routes = "/admin/outbox/route/"
-wait_until(lambda: "has not answered yet" not in client.get(routes).content.decode(), timeout=30)
+wait_until(lambda: "has not answered within" not in client.get(routes).content.decode(), timeout=30)
 for page in ("/admin/", routes, "/admin/outbox/deadevent/", "/admin/outbox/rejectedrecord/"):
     answer = client.get(page)
     assert answer.status_code == 200, (page, answer.status_code)

@@ -27,10 +27,6 @@ PROMISES: Final = {
 _EVENT_TYPES: Final = {"probe": r"probe\..*", "agent": r"agent\.state\.snapshot\.persist"}
 
 
-_INTERRUPTED: Final = "ConnectionLostError: "
-"""What an interruption leaves in a row begins so."""
-
-
 @dataclass(frozen=True, slots=True)
 class Breach:
     """A promise that was not kept."""
@@ -95,8 +91,6 @@ def _check_delivery(verdict: Verdict, evidence: Evidence, expected: dict[int, Ex
         if expected[row.id].must_die or (expected[row.id].may_die and row.status == "dead")
     }
     retried = {row.event_id for row in probe if not expected[row.id].is_sound} | _mended(evidence)
-    # What an interruption left is no attempt; attempts are counted below.
-    retried |= {row.event_id for row in evidence.all_rows if (row.last_error or "").startswith(_INTERRUPTED)}
     verdict.checked[1] += len(evidence.all_rows) + len(evidence.journal.rolled_back)
     verdict.hold(1, evidence, lambda: check_delivery(evidence.all_rows, evidence.journal, dead=dead, retried=retried))
     verdict.hold(1, evidence, lambda: check_business(evidence.all_rows, evidence.business))

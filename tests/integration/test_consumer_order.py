@@ -31,7 +31,7 @@ def test_thousands_that_wait_for_one_are_sent_again_a_few_at_a_time(alias: str, 
     assert dues == sorted(dues)
     in_seconds = Counter(round((due - dues[0]).total_seconds()) for due in dues)
     assert in_seconds == dict.fromkeys(range(10), 20), "twenty a second"
-    assert dues[0] - now < timedelta(seconds=1)
+    assert dues[0] - now < timedelta(seconds=10), "the first of them waits about as long as the late one is late"
 
     change(alias, waiting, next_retry_at=now + timedelta(hours=1))  # nobody comes because of the time
     turn, rounds = [late], 0
