@@ -17,6 +17,7 @@ from tests.chaos.errors import MissedError
 from tests.chaos.faults import injects
 from tests.chaos.ledger import Hold
 from tests.chaos.schedule import TimedFault
+from tests.waiting import DeadlineError, wait_until
 
 _CONNECTIONS: Final = (
     "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID() ORDER BY id"
@@ -122,13 +123,18 @@ def insist(cluster: Cluster, sql: str) -> None:
 
 
 def _insist(cluster: Cluster, do: Callable[[MariaDBDatabase], object]) -> None:
-    deadline = time.monotonic() + _INSISTS_S
-    while True:
+    failed: list[Exception] = []
+
+    def is_done() -> bool:
         try:
             with cluster.database() as database:
                 do(database)
-                return
-        except (MissedError, MySQLdb.Error):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
+        except (MissedError, MySQLdb.Error) as error:
+            failed[:] = [error]
+            return False
+        return True
+
+    try:
+        wait_until(is_done, timeout=_INSISTS_S, interval=0.5)
+    except DeadlineError:
+        raise failed[0] from None

@@ -31,7 +31,7 @@ on_servers = pytest.mark.parametrize("database_alias", SERVERS, indirect=True)
 
 # A worker in a process of its own: locks a row, says so, and does nothing more.
 _WORKER = """
-import sys, time
+import signal, sys
 from datetime import timedelta
 import django
 django.setup()
@@ -44,7 +44,8 @@ with worker_session(alias, idle=timedelta(seconds=float(idle_s))), transaction.a
     with connections[alias].cursor() as cursor:
         cursor.execute("SELECT id FROM agent_outbox_messages WHERE id = %s FOR UPDATE", [row_id])
     print("locked", flush=True)
-    time.sleep(600)
+    signal.alarm(600)
+    signal.pause()
 """
 
 
