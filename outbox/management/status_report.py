@@ -42,17 +42,17 @@ class ServiceReport:
 
 
 class StatusProbe:
-    """Asks the databases, each on a thread of its own, and the broker; waits for no answer longer than ``patience``."""
+    """Asks the databases, each on a thread of its own, and the broker; waits for no answer longer than ``timeout``."""
 
-    def __init__(self, routes: Sequence[ServiceRoute], *, stalled_after: timedelta, patience: timedelta) -> None:
+    def __init__(self, routes: Sequence[ServiceRoute], *, stalled_after: timedelta, timeout: timedelta) -> None:
         self._routes = routes
         self._stalled_after = stalled_after
-        self._patience = patience
-        self._lags = LagProbe(read_lags, patience=patience)
+        self._timeout = timeout
+        self._lags = LagProbe(read_lags, patience=timeout)
 
     def reports(self) -> list[ServiceReport]:
         """Return how each service is doing now."""
-        deadline = time.monotonic() + self._patience.total_seconds()
+        deadline = time.monotonic() + self._timeout.total_seconds()
         looks = {using: _DatabaseLook(self._of(using), self._stalled_after) for using in self._databases()}
         for look in looks.values():
             look.start()
@@ -63,7 +63,7 @@ class StatusProbe:
         for route in self._routes:
             look = looks[route.database]
             found = look.found.get(route.service)
-            problem = "" if found else look.problem or f"no answer within {self._patience.total_seconds():g} s"
+            problem = "" if found else look.problem or f"no answer within {self._timeout.total_seconds():g} s"
             reports.append(
                 ServiceReport(
                     route=route,

@@ -138,7 +138,7 @@ def test_every_committed_event_has_one_effect_over_tls(install: Install, kafka: 
     for worker in (relay, consumer):
         worker.stop()
     status, topics, checked, pages = installation.run_all(
-        ["outbox_status", "probe", "--json", "--patience", "30s"],
+        ["outbox_status", "probe", "--json", "--timeout", "30s"],
         ["outbox_topics", "probe"],
         ["check", "--database", "default"],
         ["shell", "-c", PAGES],
@@ -185,7 +185,7 @@ def test_broker_that_refuses_is_waited_for_and_named(
     wrong = workers[0][0]
     wrong.change(**EVERYTHING)
     status, topics, checked, pages = wrong.run_all(
-        ["outbox_status", "probe", "--json", "--patience", "30s"],
+        ["outbox_status", "probe", "--json", "--timeout", "30s"],
         ["outbox_topics", "probe"],
         ["check"],
         ["shell", "-c", PAGES],
@@ -229,7 +229,7 @@ def test_running_workers_say_that_their_password_is_no_longer_taken(install: Ins
             "the worker says that its password is not taken",
             alive=workers,
         )
-    status = installation.run("outbox_status", "probe", "--json", "--patience", "30s")
+    status = installation.run("outbox_status", "probe", "--json", "--timeout", "30s")
     assert "refuses the user or the password" in json.loads(status.stdout)["services"][0]["lag_problem"]
     kafka.set_scram_password(account)
     installation.wait_until_done(alive=workers)
@@ -258,7 +258,7 @@ def test_database_that_refuses_is_waited_for_and_named(
         environment = {**kafka.environment_of("PLAIN"), "DATABASE_URL": url}
         one = install(database=first.database, environment=environment, secrets=(wrong,))
         workers.append((one, (one.consumer if number % 2 else one.relay)()))
-    status = workers[0][0].run("outbox_status", "probe", "--patience", "30s")
+    status = workers[0][0].run("outbox_status", "probe", "--timeout", "30s")
     assert status.returncode == 1
     assert re.fullmatch("CommandError: database unavailable: default: .*Access denied.*\n", status.stderr)
     for (one, worker), reason in zip(workers, cases.values(), strict=True):

@@ -49,8 +49,8 @@ on_sqlite = pytest.mark.parametrize("database_alias", ["default"], indirect=True
 
 def run(command: str, *arguments: str) -> str:
     out = StringIO()
-    patience = ["--patience", "30s"] if command == "outbox_status" and "--patience" not in arguments else []
-    call_command(command, *arguments, *patience, stdout=out, stderr=StringIO())
+    timeout = ["--timeout", "30s"] if command == "outbox_status" and "--timeout" not in arguments else []
+    call_command(command, *arguments, *timeout, stdout=out, stderr=StringIO())
     return out.getvalue()
 
 
@@ -73,7 +73,7 @@ def as_json_of_what_failed(command: str, *arguments: str) -> dict[str, Any]:
     """Run a command that says what it found and ends with an error; return what it said of the first service."""
     out = StringIO()
     with pytest.raises(CommandError):
-        call_command(command, *arguments, "--patience", "30s", stdout=out, stderr=StringIO())
+        call_command(command, *arguments, "--timeout", "30s", stdout=out, stderr=StringIO())
     return dict(json.loads(out.getvalue())["services"][0])
 
 
@@ -363,13 +363,13 @@ def test_database_that_is_away_is_said_without_a_traceback(alias: str, monkeypat
 
 
 @on_sqlite
-def test_nothing_is_waited_for_beyond_the_patience(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_waited_for_beyond_the_timeout(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
     may_end = threading.Event()
     monkeypatch.setattr(status_report, "service_status", lambda *_, **__: may_end.wait(60))
     monkeypatch.setattr(status_report, "read_lags", lambda _routes: may_end.wait(60))
     began = time.monotonic()
     with pytest.raises(CommandError, match=r"agent: database, broker;"):
-        run("outbox_status", "--check", "--patience", "1s")
+        run("outbox_status", "--check", "--timeout", "1s")
     assert time.monotonic() - began < 2
     may_end.set()
 

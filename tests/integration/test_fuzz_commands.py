@@ -125,7 +125,7 @@ COMMANDS: Final = {
         "outbox_status",
         [],
         services,
-        options(json=None, watch=numbers, check=None, stalled_after=lengths, patience=lengths),
+        options(json=None, watch=numbers, check=None, stalled_after=lengths, timeout=lengths),
     ),
     "outbox_topics": words(
         "outbox_topics", [], services, options(create=None, partitions=numbers, replication=numbers)

@@ -87,7 +87,7 @@ UNREADABLE: Final = (
     f"sqlite://outbox:{DATABASE}@host/outbox",
     DATABASE,
 )
-PATIENCE: Final = ("--patience", "30s")
+TIMEOUT: Final = ("--timeout", "30s")
 URL_REFUSED: Final = "DATABASE_URL cannot be read"
 
 
@@ -96,14 +96,14 @@ def cases(mysqls: list[str], postgres: str) -> list[Case]:
     refused = {"DATABASE_URL": wrong_password(postgres)}
     return [
         *(
-            Case(("outbox_status", *PATIENCE), "Access denied", environment={"DATABASE_URL": wrong_password(url)})
+            Case(("outbox_status", *TIMEOUT), "Access denied", environment={"DATABASE_URL": wrong_password(url)})
             for url in mysqls
         ),
-        Case(("outbox_status", "--json", *PATIENCE), "password authentication failed", environment=refused),
+        Case(("outbox_status", "--json", *TIMEOUT), "password authentication failed", environment=refused),
         Case(("check", "--database", "default"), "outbox.E081", environment=refused),
         Case(("outbox_prune", "--older-than", "7d"), "database error"),
         Case(
-            ("outbox_status", *PATIENCE),
+            ("outbox_status", *TIMEOUT),
             "invalid connection option",
             environment={"DATABASE_URL": f"{postgres}?x={DATABASE}"},
         ),

@@ -32,24 +32,24 @@ class Command(OutboxCommand):
         )
         stalled_help = "work is stalled when a row has been due, or sent and not consumed, for longer (default: 5m)"
         watch_help = "show again every so many seconds (default: 2) until SIGINT or SIGTERM"
-        patience_help = "how long to wait for databases and broker, all together (default: 1s; at --check, too)"
+        timeout_help = "how long to wait for databases and broker, all together (default: 1s; at --check, too)"
         parser.add_argument("services", nargs="*", metavar="service", help="services to show (default: all)")
         parser.add_argument("--json", action="store_true", help="print one JSON object (with --watch: one a line)")
         mode = parser.add_mutually_exclusive_group()
         mode.add_argument("--watch", type=positive, nargs="?", const=2, metavar="SECONDS", help=watch_help)
         mode.add_argument("--check", action="store_true", help=check_help)
         parser.add_argument("--stalled-after", type=duration, default="5m", metavar="AGE", help=stalled_help)
-        parser.add_argument("--patience", type=duration, default="1s", metavar="TIME", help=patience_help)
+        parser.add_argument("--timeout", type=duration, default="1s", metavar="TIME", help=timeout_help)
 
     def handle(
-        self, *, services: list[str], stalled_after: timedelta, patience: timedelta, check: bool, **options: Any
+        self, *, services: list[str], stalled_after: timedelta, timeout: timedelta, check: bool, **options: Any
     ) -> None:
         pause_s: int | None = options["watch"]
         view = JsonView(one_line=pause_s is not None) if options["json"] else TableView(dated=pause_s is not None)
         with explain_errors(), stop_on_signals() as stop:
             with open_broker():
                 pass  # nothing connects: wrong settings are said before the broker is said to be away
-            probe = StatusProbe(routes_of(services), stalled_after=stalled_after, patience=patience)
+            probe = StatusProbe(routes_of(services), stalled_after=stalled_after, timeout=timeout)
             if pause_s is not None:
                 watch(lambda: view.show(probe.reports()), self.stdout, stop, pause=timedelta(seconds=pause_s))
                 return
