@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from outbox.brokers.memory import MemoryBroker
     from outbox.consumer import Consumer
     from outbox.relay import Relay
+    from tests.contract.brokers import KafkaHarness
     from tests.relays import MakeRelay
     from tests.toys import ManualClock, Toys
     from tests.webhooks import WebhookServer
@@ -39,6 +40,16 @@ def make_relay(alias: str, broker: MemoryBroker, toys: Toys, clock: ManualClock)
         return factories.relay(alias, options.pop("broker", broker), toys, clock, **options)
 
     return make
+
+
+@pytest.fixture
+def harness() -> Iterator[KafkaHarness]:
+    """Return topics of the test's own on the real Kafka."""
+    from tests.contract.brokers import KafkaHarness
+
+    opened = KafkaHarness()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -42,13 +42,6 @@ while True:
 
 
 @pytest.fixture
-def harness() -> Iterator[KafkaHarness]:
-    opened = KafkaHarness()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def hasty() -> Iterator[KafkaBroker]:
     """A broker whose members wait for nobody's commits for long."""
     broker = KafkaBroker(bootstrap_servers=require("kafka"), revoke_timeout_seconds=0.5)

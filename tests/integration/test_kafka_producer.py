@@ -18,13 +18,6 @@ from tests.waiting import wait_until
 
 
 @pytest.fixture
-def harness() -> Iterator[KafkaHarness]:
-    opened = KafkaHarness()
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def hasty() -> Iterator[KafkaBroker]:
     """A broker that waits for nothing for long."""
     broker = KafkaBroker(bootstrap_servers=require("kafka"), request_timeout_seconds=1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from io import StringIO
 
@@ -31,13 +31,6 @@ pytestmark = pytest.mark.parametrize("database_alias", ["default"], indirect=Tru
 
 PARTITIONS = 2
 DEADLINE_S = 40.0
-
-
-@pytest.fixture
-def harness() -> Iterator[KafkaHarness]:
-    opened = KafkaHarness()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture
