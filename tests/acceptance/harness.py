@@ -226,7 +226,7 @@ class Installation:
 
         def look() -> Any:
             for worker in alive:
-                assert worker.is_alive, f"{worker.name} ended by itself:\n{worker.text}"
+                assert worker.is_alive, f"{worker.name} ended by itself, code {worker.exit_code}:\n{worker.text}"
             return condition()
 
         return wait_until(look, timeout=timeout_s, interval=interval_s, message=message)

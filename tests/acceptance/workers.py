@@ -82,7 +82,7 @@ class Worker:
 
     def kill9(self) -> None:
         """End it as a power failure would; return when it is gone."""
-        assert self.is_alive, f"{self.name} had ended by itself before it was to be killed:\n{self.text}"
+        assert self.is_alive, f"{self.name} had ended, code {self.exit_code}, before it was killed:\n{self.text}"
         self._popen.kill()
         self._popen.wait()
 
@@ -98,7 +98,7 @@ class Worker:
 
     def stop(self, *, timeout_s: float = _STOP_TIMEOUT_S) -> float:
         """Ask it to end; it must do so with exit code 0 within ``timeout_s``. Return the seconds that it took."""
-        assert self.is_alive, f"{self.name} had ended by itself before it was to be stopped:\n{self.text}"
+        assert self.is_alive, f"{self.name} had ended, code {self.exit_code}, before it was stopped:\n{self.text}"
         started = time.monotonic()
         self._popen.send_signal(signal.SIGTERM)
         self.wait(timeout_s=timeout_s)
