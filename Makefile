@@ -52,7 +52,7 @@ test: venv ## Run the tests, on real servers: make test PYTEST_ARGS='-k retry -x
 
 .PHONY: test-long
 test-long: ## Run the tests that make test leaves out: each takes more than two minutes or 1 GB, or is one of very many
-	@$(MAKE) test PYTEST_WORKERS=0 PYTEST_ARGS="-m long --timeout=3600 $(PYTEST_ARGS)"
+	@$(MAKE) test PYTEST_WORKERS=0 PYTEST_ARGS="-m long --timeout=3600 -o faulthandler_timeout=3700 $(PYTEST_ARGS)"
 
 .PHONY: coverage
 coverage: ## Run the tests and say which lines none of them reached (tests that compute take half as long again)

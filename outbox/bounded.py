@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from types import FrameType
 
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
@@ -46,8 +48,24 @@ def _run(step: Callable[[], object]) -> None:
 
 def log_stack(ident: int, what: str) -> None:
     """Log where the thread ``ident`` is that does not return: the process is about to end because of ``what``."""
-    frame = sys._current_frames().get(ident)  # noqa: SLF001 - documented
+    frame = _frame_of(ident)
     # The innermost first: it says the most, and the end of a long line is cut.
     calls = reversed(traceback.extract_stack(frame)) if frame else ()
     stack = " < ".join(f"{each.filename}:{each.lineno} in {each.name}" for each in calls) or "unknown"
     logger.critical("handler does not return, ending the process: %s, at: %s", what, stack)
+
+
+def _frame_of(ident: int) -> FrameType | None:
+    """Return where the thread ``ident`` is, without a search for garbage meanwhile.
+
+    CPython 3.11 keeps a lock of the interpreter while it collects the frames. Where that sets off a search that finds
+    something which wants the same lock, such as a ``threading.local``, the process stands still for ever, with all of
+    its threads (python/cpython issue 106883).
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(ident)  # noqa: SLF001 - documented
+    finally:
+        if was_enabled:
+            gc.enable()
