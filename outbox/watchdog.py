@@ -26,6 +26,7 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from outbox.backstop import Backstop
 from outbox.bounded import log_stack, run_bounded
 from outbox.exceptions import HandlerTimeoutError
 from outbox.late_connections import Session, session_of, throw_away
@@ -37,7 +38,8 @@ R = TypeVar("R")
 logger = get_logger(__name__)
 
 _STOOD_STILL_S: Final = 1.0
-"""The watchdog wakes up later than this only where the whole process stood still: frozen, or its host suspended."""
+"""The watchdog wakes up later than this only where the process stood still (frozen, its host suspended), or where a
+handler keeps the interpreter's lock: that takes time of the processor, which is its own."""
 
 HUNG_EXIT_CODE: Final = 79
 """Exit code of a process that was ended because a handler did not return."""
@@ -152,11 +154,14 @@ class Watchdog:
         tick: timedelta = timedelta(seconds=0.25),
         clock: Callable[[], float] = time.monotonic,
         end_process: Callable[[int], None] = os._exit,
+        backstop: Backstop | None = None,
     ) -> None:
         self._grace_s = grace.total_seconds()
         self._tick_s = tick.total_seconds()
         self._clock = clock
         self._end_process = end_process
+        self._backstop = backstop
+        self._longest_s = 0.0
         self._local = threading.local()
         self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()  # a thread that ended has taken its slot along
         self._mutex = threading.Lock()
@@ -185,6 +190,9 @@ class Watchdog:
             slot: _Slot = self._local.slot
         except AttributeError:
             slot = self._new_slot(using)
+        if limit_s > self._longest_s:
+            self._longest_s = limit_s
+            self._arm()
         call = _Call(slot, self._clock() + limit_s, limit_s, name, on_hung)
         caught: BaseException | None = None
         try:
@@ -218,6 +226,8 @@ class Watchdog:
         connection_created.disconnect(self._opened)
         if thread is not None and thread is not threading.current_thread():
             thread.join()
+        if self._backstop is not None:
+            self._backstop.disarm()
 
     def _new_slot(self, using: str) -> _Slot:
         connections[using]  # so that it is among those that are open
@@ -228,7 +238,10 @@ class Watchdog:
                 connection_created.connect(self._opened)
                 self._stop = threading.Event()
                 self._thread = threading.Thread(
-                    target=self._watch, args=[self._stop, time.monotonic()], name="watchdog", daemon=True
+                    target=self._watch,
+                    args=[self._stop, time.monotonic(), time.process_time()],
+                    name="watchdog",
+                    daemon=True,
                 )
                 self._thread.start()
             self._local.slot = slot
@@ -246,13 +259,21 @@ class Watchdog:
         late.__context__ = caught
         return late
 
-    def _watch(self, stop: threading.Event, looked_at: float) -> None:
+    def _watch(self, stop: threading.Event, looked_at: float, ran: float) -> None:
         while not stop.wait(self._tick_s):
-            # The process may stand still anywhere: what comes after these two lines goes by their moment.
+            self._arm()
+            # The process may stand still anywhere: what comes after these lines goes by their moment.
             before, looked_at = looked_at, time.monotonic()
+            ran_before, ran = ran, time.process_time()
             now = self._clock()
-            late_s = looked_at - before - self._tick_s
-            self._look(now, stood_still_s=late_s if late_s > _STOOD_STILL_S else 0.0)
+            still_s = looked_at - before - self._tick_s - (ran - ran_before)
+            self._look(now, stood_still_s=still_s if still_s > _STOOD_STILL_S else 0.0)
+
+    def _arm(self) -> None:
+        """See to it that the process ends should this thread not come here again."""
+        if self._backstop is not None:
+            # What a call may take; then what ``_interrupt`` and ``_give_up`` wait for, and what its return may take.
+            self._backstop.arm(self._longest_s + 3 * self._grace_s)
 
     def _look(self, now: float, *, stood_still_s: float) -> None:
         with self._mutex:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from django.db import connections
 
 from outbox import embedded
+from outbox.backstop import Backstop
 from outbox.bounded import run_bounded
 from outbox.brokers import load_backend
 from outbox.brokers.base import Broker, TopicState
@@ -158,7 +159,7 @@ def run_consumers(
     """Run the consumer of each route on a thread of its own.
 
     A handler that does not return ends the process, with ``HUNG_EXIT_CODE``; what other services have at work is let go
-    before, as they are not to blame.
+    before, as they are not to blame. One that keeps the interpreter's lock ends it by ``BACKSTOP_SIGNAL``.
     """
     consumers: list[Consumer] = []
 
@@ -167,7 +168,7 @@ def run_consumers(
         os._exit(code)
 
     configured = outbox_settings()
-    watchdog = Watchdog(grace=_grace(configured), end_process=end_process)
+    watchdog = Watchdog(grace=_grace(configured), end_process=end_process, backstop=Backstop())
     policies = EventPolicies(contracts, configured)
     runs: dict[str, WorkerRun[ConsumerTotals]] = {}
     for route in routes:

@@ -1,4 +1,7 @@
-"""A handler that takes its process down: the other keys go on, and its event is dead after a few ends."""
+"""A handler that takes its process down: the other keys go on, and its event is dead after a few ends.
+
+One that keeps the interpreter's lock for ever is such a handler too: the kernel ends its process (``outbox.backstop``).
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,23 @@ import signal
 
 import pytest
 
+from outbox.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.conftest import Install
 from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, Restarter, are_consumed, interruptions
 from tests.acceptance.probe.names import EXIT_CODE, Act
 
 MAX_INTERRUPTIONS = 5
-EXIT_CODES: dict[Act, int] = {"exit": EXIT_CODE, "kill": -signal.SIGKILL, "segfault": -signal.SIGSEGV}
-OPTIONS = {"EVENTS": SHORT_BACK_OFF, "LEASES": SHORT_LEASES}
+EXIT_CODES: dict[Act, int] = {
+    "exit": EXIT_CODE,
+    "kill": -signal.SIGKILL,
+    "segfault": -signal.SIGSEGV,
+    "match": -BACKSTOP_SIGNAL,
+}
+OPTIONS = {
+    "EVENTS": SHORT_BACK_OFF,
+    "LEASES": SHORT_LEASES,
+    "CONSUMER": {"HANDLER_TIME_LIMIT_SECONDS": 1.0, "HUNG_HANDLER_GRACE_SECONDS": 0.5},
+}
 
 
 @pytest.mark.parametrize(
@@ -24,7 +37,9 @@ OPTIONS = {"EVENTS": SHORT_BACK_OFF, "LEASES": SHORT_LEASES}
         ("sqlite", "table", "exit"),
         ("mariadb", "kafka", "exit"),
         ("mysql", "kafka", "kill"),
+        ("mariadb", "kafka", "match"),
         pytest.param("postgres", "kafka", "segfault", marks=pytest.mark.long),
+        pytest.param("mysql", "table", "match", marks=pytest.mark.long),
     ],
 )
 def test_event_that_ends_its_process_dies_alone(install: Install, database: str, broker: str, act: Act) -> None:
@@ -39,11 +54,11 @@ def test_event_that_ends_its_process_dies_alone(install: Install, database: str,
     installation.wait(lambda: installation.statuses().keys() == {"published"}, "all is sent", alive=[relay])
 
     restarter = Restarter(installation, installation.consumer)
-    restarter.wait(lambda: are_consumed(installation, others), "the other keys went on", timeout_s=30, alive=[relay])
+    restarter.wait(lambda: are_consumed(installation, others), "the other keys went on", timeout_s=60, alive=[relay])
     assert installation.row(killer).status != "dead"
     # The third may come right behind the others.
     assert len(restarter.exit_codes) <= 3, "the others waited for the killer"
-    restarter.wait(lambda: installation.row(killer).status == "dead", "the killer died", timeout_s=90, alive=[relay])
+    restarter.wait(lambda: installation.row(killer).status == "dead", "the killer died", timeout_s=150, alive=[relay])
 
     row = installation.row(killer)
     assert row.retry_count == 0

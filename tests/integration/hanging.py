@@ -1,8 +1,9 @@
-"""A process whose handler never returns: ``python -m tests.integration.hanging receive|lock|swallow``."""
+"""A process whose handler never returns: ``python -m tests.integration.hanging receive|lock|swallow|match``."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import threading
@@ -32,12 +33,17 @@ def swallow(_: object) -> None:
             doze()
 
 
+def match(_: object) -> None:
+    """Backtrack until the end of days, and keep the interpreter's lock all the while."""
+    re.match("(a+)+$", "a" * 64 + "b")
+
+
 def doze() -> None:
     while True:
         time.sleep(0.01)
 
 
-WAYS: dict[str, Callable[[object], None]] = {way.__name__: way for way in (receive, lock, swallow)}
+WAYS: dict[str, Callable[[object], None]] = {way.__name__: way for way in (receive, lock, swallow, match)}
 
 
 def main(way: str) -> None:
@@ -45,9 +51,10 @@ def main(way: str) -> None:
     import django
 
     django.setup()
+    from outbox.backstop import Backstop
     from outbox.watchdog import Watchdog
 
-    watchdog = Watchdog(grace=timedelta(seconds=2), tick=timedelta(seconds=0.05))
+    watchdog = Watchdog(grace=timedelta(seconds=2), tick=timedelta(seconds=0.05), backstop=Backstop())
     watchdog.call(
         WAYS[way],
         None,

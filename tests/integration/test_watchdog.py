@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from django.db import Error, connections, transaction
 
+from outbox.backstop import BACKSTOP_SIGNAL
 from outbox.exceptions import HandlerTimeoutError
 from outbox.watchdog import HUNG_EXIT_CODE, Watchdog
 from tests.services import CHECKOUT
@@ -268,9 +269,8 @@ def test_a_database_that_does_not_answer_does_not_hold_up_the_interruption(
     check_fresh(alias)
 
 
-@pytest.mark.parametrize("way", ["receive", "lock", "swallow"])
-def test_a_handler_that_never_returns_is_written_down_and_ends_its_process(way: str) -> None:
-    process = subprocess.run(
+def run_hanging(way: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "tests.integration.hanging", way],
         cwd=CHECKOUT,
         capture_output=True,
@@ -279,6 +279,18 @@ def test_a_handler_that_never_returns_is_written_down_and_ends_its_process(way: 
         check=False,
     )
 
+
+@pytest.mark.parametrize("way", ["receive", "lock", "swallow"])
+def test_a_handler_that_never_returns_is_written_down_and_ends_its_process(way: str) -> None:
+    process = run_hanging(way)
+
     assert (process.returncode, process.stdout) == (HUNG_EXIT_CODE, "written down\n"), process.stderr
     assert "handler does not return, ending the process: order.placed" in process.stderr
     assert f"in {way}" in process.stderr
+
+
+def test_a_handler_that_keeps_the_interpreters_lock_has_its_process_ended_and_said_where() -> None:
+    process = run_hanging("match")
+
+    assert (process.returncode, process.stdout) == (-BACKSTOP_SIGNAL, ""), process.stderr
+    assert "in match" in process.stderr

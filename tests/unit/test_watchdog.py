@@ -506,3 +506,38 @@ def test_time_in_which_the_process_stood_still_is_no_time_of_the_handler() -> No
     finally:
         process.kill()
         process.wait()
+
+
+KEEPS_THE_LOCK = """
+import time
+from datetime import timedelta
+import django
+from django.conf import settings
+settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
+django.setup()
+from outbox.exceptions import HandlerTimeoutError
+from outbox.watchdog import Watchdog
+
+begun = time.monotonic()
+sum(range(10**7))
+two_seconds = int(2 * 10**7 / (time.monotonic() - begun))
+
+def work(_):
+    end = time.monotonic() + 40.0
+    while time.monotonic() < end:
+        sum(range(two_seconds))  # in one call, in which no other thread gets the interpreter's lock
+
+try:
+    Watchdog(grace=timedelta(seconds=30)).call(work, None, limit_s=3.0, using="default", name="toy")
+except HandlerTimeoutError:
+    print("late")
+"""
+
+
+def test_time_in_which_the_handler_keeps_the_interpreters_lock_is_time_of_the_handler() -> None:
+    """The watchdog comes late then too, and nothing stood still."""
+    run = subprocess.run(
+        [sys.executable, "-c", KEEPS_THE_LOCK], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert run.stdout == "late\n", run.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import time
@@ -41,6 +42,11 @@ def _kill(_: Delivery[Any]) -> None:
 
 def _segfault(_: Delivery[Any]) -> None:
     ctypes.string_at(0)
+
+
+def _match(_: Delivery[Any]) -> None:
+    """Backtrack until the end of days, in one call that keeps the interpreter's lock."""
+    re.match("(a+)+$", "a" * 64 + "b")
 
 
 def _swallow(_: Delivery[Any]) -> NoReturn:
@@ -92,6 +98,7 @@ _ACTS: dict[Act, Callable[[Delivery[Any]], object]] = {
     "exit": _exit,
     "kill": _kill,
     "segfault": _segfault,
+    "match": _match,
     "swallow": _swallow,
     "receive": _receive,
     "loop": _loop,

@@ -11,7 +11,17 @@ HOOK_ERROR: Final = "a hook that raises"
 """What such a hook says."""
 
 Act = Literal[
-    "exit", "kill", "segfault", "swallow", "receive", "loop", "big_statement", "lose_connection", "wait", "write_row"
+    "exit",
+    "kill",
+    "segfault",
+    "match",
+    "swallow",
+    "receive",
+    "loop",
+    "big_statement",
+    "lose_connection",
+    "wait",
+    "write_row",
 ]
 EXIT_CODE: Final = 3
 """What a process ends with whose handler's act is ``exit``."""
