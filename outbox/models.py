@@ -20,6 +20,7 @@ from typing import ClassVar, Final
 from django.db import models
 
 from outbox.conf import ServiceOptions, outbox_settings
+from outbox.envelope import EVENT_ID_MAX_LENGTH
 from outbox.exceptions import ConfigurationError
 from outbox.fields import KeyField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
@@ -93,6 +94,11 @@ class OutboxMessage(models.Model):
     interruptions = models.IntegerField(
         db_default=0,
         help_text="How often in a row a process or connection ended while this event was at work alone",
+    )
+    event_id = KeyField(
+        max_length=EVENT_ID_MAX_LENGTH,
+        db_default="",
+        help_text="What records of this row state; empty where the payload says it, or the row's id stands for it",
     )
 
     class Meta:
