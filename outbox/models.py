@@ -60,7 +60,7 @@ class OutboxMessage(models.Model):
     service: ClassVar[str]
 
     id = models.BigAutoField(primary_key=True)
-    event_type = models.CharField(max_length=64)
+    event_type = KeyField(max_length=64)
     service_name = models.CharField(max_length=64, db_default="")
     topic = models.CharField(max_length=128, db_default="")
     message_key = KeyField(max_length=128)
