@@ -11,7 +11,7 @@ from outbox import FieldError
 
 Int64 = 2**63 - 1
 _NO_BLANK_ENDS: Final = r"\A\S(?:(?s:.*)\S)?\Z"
-"""MySQL compares texts without regard to trailing blanks, so ids that differ in them only would not stay apart."""
+"""A table of MySQL may compare texts without regard to trailing blanks: ids that differ in them only would be one."""
 
 UserId = Annotated[int, msgspec.Meta(gt=0, le=Int64)]
 RowId = Annotated[int, msgspec.Meta(gt=0, le=Int64)]

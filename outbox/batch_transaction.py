@@ -22,8 +22,8 @@ from outbox.lifecycle import UNFINISHED
 from outbox.outcomes import Outcome
 from outbox.planning import Plan, make_plan
 from outbox.portions import Portion, Way, each_alone, halves, whole
-from outbox.reading import Messages, RowReader, decode_records
-from outbox.rejections import Rejection, RejectionStore
+from outbox.reading import EventIds, Messages, RowReader, decode_records
+from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Locked
 from outbox.watchdog import Watchdog
@@ -79,6 +79,7 @@ class BatchTransaction:
     on_hung: Callable[[Deliveries], None]
     outcome: Outcome = field(default_factory=Outcome)
     messages: Messages = field(default_factory=dict)
+    event_ids: EventIds = field(default_factory=dict)
     live: list[Locked] = field(default_factory=list)
     _token: object | None = None
     _calls_are_over: bool = False
@@ -129,7 +130,7 @@ class BatchTransaction:
         """
         using = self.tools.repository.route.database
         self._token = self.tools.witness.token()
-        self.messages, self.outcome.rejected = decode_records(
+        self.messages, self.event_ids, self.outcome.rejected = decode_records(
             self.portion.records, service=self.tools.repository.route.service
         )
         try:
@@ -215,23 +216,22 @@ class BatchTransaction:
 
     def _find_live(self, found: dict[int, Locked]) -> list[Locked]:
         """Return the rows that still have their effect before them; reject records that no row belongs to."""
-        repository, outcome = self.tools.repository, self.outcome
-        table = repository.route.table
-        live = []
-        for (row_id, event_type), records in sorted(self.messages.items()):
-            row = found.get(row_id)
-            if row is None:
-                reason = f"no row {row_id} in {table}: pruned or foreign"
-                outcome.rejected += [Rejection(record, reason) for record in records]
-            elif row.event_type != event_type or row.event_type in repository.foreign_types:
-                reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
-                outcome.rejected += [Rejection(record, reason) for record in records]
-            elif not self._is_live(row):
+        live, outcome, reader = list[Locked](), self.outcome, self.tools.reader
+        matched: Messages = {}  # a record that is not of its row must not be tried again in that row's name
+        for named, records in sorted(self.messages.items()):
+            row = found.get(named[0])
+            own, others = reader.match(row, named, records, self.event_ids)
+            outcome.rejected += others
+            if row is None or not own:
+                continue
+            if not self._is_live(row):
                 # Done already; or in its back-off, and an old record of it came early: the relay sends a new one.
-                outcome.duplicates += len(records)
+                outcome.duplicates += len(own)
             else:
-                outcome.duplicates += len(records) - 1
+                outcome.duplicates += len(own) - 1
                 live.append(row)
+                matched[named] = own
+        self.messages = matched
         return live
 
     def _is_live(self, row: Locked) -> bool:

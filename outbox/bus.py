@@ -90,6 +90,7 @@ def _row(contract: EventContract[Any], event: msgspec.Struct, event_id: str) -> 
         payload=encode_stored(contract, payload, event_id=event_id, aggregate_id=aggregate_id),
         max_retry=EventPolicies(contracts, outbox_settings()).retry(contract.event_type).max_attempts,
         traceparent=current_traceparent() or _traceparent_source().read(),
+        event_id=event_id,
     )
 
 

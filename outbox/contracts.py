@@ -63,8 +63,8 @@ class EventContract(Generic[P]):
     def message_key(self, payload: P) -> str:
         """Return the key that orders this event.
 
-        :raises InvalidEventError: it is empty, too long, or begins or ends with white space (MySQL compares keys
-            without regard to trailing blanks, so such keys would not stay apart).
+        :raises InvalidEventError: it is empty, too long, or begins or ends with white space (a table of MySQL
+            may compare keys without regard to trailing blanks, so such keys would not stay apart).
         """
         value = self.key(payload)
         key = "" if value is None else str(value)

@@ -16,6 +16,9 @@ from outbox.exceptions import EnvelopeError
 DEFAULT_VERSION: Final = "v1"
 """What an absent ``event_version`` means."""
 
+EVENT_ID_MAX_LENGTH: Final = 128
+"""What the column ``event_id`` of a row holds."""
+
 REFERENCE_HEADER: Final = "payload-by-reference"
 """Present on a record whose ``payload`` is null because it is too large: the outbox row has it."""
 
@@ -81,8 +84,11 @@ def encode_envelope(envelope: Envelope) -> bytes:
     return _encoder.encode(envelope)
 
 
-def decode_envelope(raw: bytes | str, *, outbox_id: int, event_type: str) -> Envelope:
+def decode_envelope(raw: bytes | str, *, outbox_id: int, event_type: str, event_id: str = "") -> Envelope:
     """Read a ``payload`` column; absent fields fall back to what the row's own columns say.
+
+    ``event_id`` is the row's column: where it states an id, it goes before the one in ``raw``, so that a record always
+    states what its consumer compares it with.
 
     :raises EnvelopeError: it is not JSON, has no ``payload``, or speaks of another event type than its row.
     """
@@ -95,7 +101,7 @@ def decode_envelope(raw: bytes | str, *, outbox_id: int, event_type: str) -> Env
             f"column 'payload' of row {outbox_id} says event_type {stored.event_type!r}, the row says {event_type!r}"
         )
     return Envelope(
-        event_id=stored.event_id or str(outbox_id),
+        event_id=event_id or stored.event_id or str(outbox_id),
         event_type=event_type,
         event_version=stored.event_version or DEFAULT_VERSION,
         aggregate_id=stored.aggregate_id or "",
@@ -140,6 +146,11 @@ def decode_message(raw: bytes | None) -> Message:
         aggregate_id=received.aggregate_id or "",
         payload=received.payload,
     )
+
+
+def stated_event_id(event_id: str, *, outbox_id: int) -> str:
+    """Return the event id that a row or record states; an empty text for none: the row's id is but the fallback."""
+    return "" if event_id == str(outbox_id) else event_id
 
 
 def headers_of(envelope: Envelope, *, service: str, traceparent: str = "", by_reference: bool = False) -> Headers:

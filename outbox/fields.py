@@ -71,16 +71,33 @@ class ShardOf(models.Func):
         return self.as_sql(compiler, connection, template=template, **context)
 
 
-class KeyField(models.CharField):  # type: ignore[type-arg]  # not subscriptable at run time
-    """A text that is compared byte for byte: ``Conv-1`` and ``conv-1`` are two keys, also on MySQL.
+NO_PAD_COLLATION: Final = "utf8mb4_0900_bin"
+NO_PAD_COLLATION_OF_MARIADB: Final = "utf8mb4_nopad_bin"
+_PADDING_COLLATION: Final = "utf8mb4_bin"
+"""Takes ``a`` and ``a`` with a blank for one."""
 
-    MySQL's default collations ignore case, which would merge two keys in a unique index or a GROUP BY.
+
+def key_collation(connection: Any) -> str:
+    """Return the best collation for texts that are compared byte for byte, of those that MySQL or MariaDB has.
+
+    MySQL has one that tells blanks at the end apart from 8.0.17 on; ``check --database`` warns below that.
+    """
+    if connection.mysql_is_mariadb:
+        return NO_PAD_COLLATION_OF_MARIADB
+    return NO_PAD_COLLATION if connection.mysql_version >= (8, 0, 17) else _PADDING_COLLATION
+
+
+class KeyField(models.CharField):  # type: ignore[type-arg]  # not subscriptable at run time
+    """A text that is compared byte for byte: ``Conv-1``, ``conv-1`` and ``conv-1 `` are three keys, also on MySQL.
+
+    MySQL's default collations ignore case and blanks at the end, which would merge keys in a unique index or a GROUP
+    BY. The column gets its collation when it is made: a table that was made before keeps the one that it has.
     """
 
     def db_parameters(self, connection: BaseDatabaseWrapper) -> Any:
         parameters = super().db_parameters(connection)
         if connection.vendor == "mysql":
-            parameters["collation"] = "utf8mb4_bin"
+            parameters["collation"] = key_collation(connection)
         return parameters
 
 

@@ -20,6 +20,7 @@ from typing import ClassVar, Final
 from django.db import models
 
 from outbox.conf import ServiceOptions, outbox_settings
+from outbox.envelope import EVENT_ID_MAX_LENGTH
 from outbox.exceptions import ConfigurationError
 from outbox.fields import KeyField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
@@ -59,7 +60,7 @@ class OutboxMessage(models.Model):
     service: ClassVar[str]
 
     id = models.BigAutoField(primary_key=True)
-    event_type = models.CharField(max_length=64)
+    event_type = KeyField(max_length=64)
     service_name = models.CharField(max_length=64, db_default="")
     topic = models.CharField(max_length=128, db_default="")
     message_key = KeyField(max_length=128)
@@ -93,6 +94,11 @@ class OutboxMessage(models.Model):
     interruptions = models.IntegerField(
         db_default=0,
         help_text="How often in a row a process or connection ended while this event was at work alone",
+    )
+    event_id = KeyField(
+        max_length=EVENT_ID_MAX_LENGTH,
+        db_default="",
+        help_text="What records of this row state; empty where the payload says it, or the row's id stands for it",
     )
 
     class Meta:

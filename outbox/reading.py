@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from outbox.brokers.base import IncomingRecord
 from outbox.contracts import ContractRegistry
-from outbox.envelope import decode_envelope, decode_message
+from outbox.envelope import decode_envelope, decode_message, stated_event_id
 from outbox.exceptions import (
     EnvelopeError,
     NoHandlerError,
@@ -25,10 +26,17 @@ from outbox.rows import Locked
 Messages = dict[tuple[int, str], list[IncomingRecord]]
 """The records of a batch by row and event type: a foreign record with the id of a row must not hide the row's own."""
 
+EventIds = dict[tuple[str, int, int], str]
+"""The event ids that records state, by the records' places."""
 
-def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[Messages, list[Rejection]]:
-    """Return the rows that ``records`` name, and the records that name none of this service."""
+_SHOWN_CHARACTERS: Final = 160
+"""Of an event id in a reason, which has room for two: a record may state one of any length."""
+
+
+def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[Messages, EventIds, list[Rejection]]:
+    """Return the rows that ``records`` name, the event ids that they state, and what names no row of ``service``."""
     messages: Messages = {}
+    event_ids: EventIds = {}
     rejected: list[Rejection] = []
     for record in records:
         try:
@@ -40,7 +48,9 @@ def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[
             rejected.append(Rejection(record, f"it belongs to service {message.service_name!r}"))
         else:
             messages.setdefault((message.outbox_id, message.event_type), []).append(record)
-    return messages, rejected
+            if stated := stated_event_id(message.event_id, outbox_id=message.outbox_id):
+                event_ids[record.place] = stated
+    return messages, event_ids, rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,36 @@ class RowReader:
     repository: OutboxRepository
     contracts: ContractRegistry
     handlers: HandlerRegistry
+
+    def match(
+        self, row: Locked | None, named: tuple[int, str], records: list[IncomingRecord], event_ids: EventIds
+    ) -> tuple[list[IncomingRecord], list[Rejection]]:
+        """Return those of ``records``, which name the row and type ``named``, that are of ``row``, and the others.
+
+        Those of another event are told by its id where row and record state one: a database that was restored gives
+        ids out again, and records of the rows that had them before are on the topic.
+        """
+        (row_id, event_type), table = named, self.repository.route.table
+        if row is None:
+            reason = f"no row {row_id} in {table}: pruned or foreign"
+            return [], [Rejection(record, reason) for record in records]
+        if row.event_type != event_type or row.event_type in self.repository.foreign_types:
+            reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
+            return [], [Rejection(record, reason) for record in records]
+        stated = stated_event_id(row.event_id, outbox_id=row_id)
+        others = {
+            each.place: event_id
+            for each in records
+            if stated and (event_id := event_ids.get(each.place, stated)) != stated
+        }
+        if not others:
+            return records, []
+        reason = f"event_id of row {row_id} of {table} is {_shown(stated)}, that of the record is"
+        return [each for each in records if each.place not in others], [
+            Rejection(each, f"{reason} {_shown(others[each.place])}: it is of an earlier row with that id")
+            for each in records
+            if each.place in others
+        ]
 
     def read(self, row: Locked) -> Readable:
         """Return a row as its handler sees it.
@@ -67,7 +107,7 @@ class RowReader:
         """
         repository = self.repository
         stored = repository.payload_of(row.id) if row.payload is None else row.payload
-        envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type)
+        envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type, event_id=row.event_id)
         try:
             contract = self.contracts.get(row.event_type)
         except UnknownEventTypeError as error:
@@ -88,3 +128,8 @@ class RowReader:
             traceparent=row.traceparent,
         )
         return Readable(delivery, handler)
+
+
+def _shown(event_id: str) -> str:
+    text = repr(event_id)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"

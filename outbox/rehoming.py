@@ -31,6 +31,7 @@ _COLUMNS: Final = (
     "traceparent",
     "replay_count",
     "interruptions",
+    "event_id",
 )
 _TIMES: Final = frozenset({"next_retry_at", "created_at"})
 """Where one is none, the row is due at once, and was created at the moment of its move."""

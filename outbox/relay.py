@@ -195,7 +195,7 @@ class Relay:
     def _record(self, row: Due, sent_at: datetime | None) -> OutgoingRecord:
         by_reference = row.payload is None
         stored = self._repository.payload_of(row.id) if row.payload is None else row.payload
-        envelope: Envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type)
+        envelope: Envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type, event_id=row.event_id)
         return OutgoingRecord(
             outbox_id=row.id,
             topic=self._route.topic,

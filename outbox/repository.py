@@ -57,10 +57,11 @@ class OutboxRepository:
                     row.payload.decode(),
                     row.max_retry,
                     row.traceparent,
+                    row.event_id,
                 ]
             self._execute(
                 f"INSERT INTO {self._table} (event_type, service_name, topic, message_key, payload, max_retry,"
-                f" traceparent) VALUES {', '.join(['(%s, %s, %s, %s, %s, %s, %s)'] * len(chunk))}",
+                f" traceparent, event_id) VALUES {', '.join(['(%s, %s, %s, %s, %s, %s, %s, %s)'] * len(chunk))}",
                 values,
             )
             inserted += len(chunk)
@@ -92,7 +93,7 @@ class OutboxRepository:
             "SELECT m.id, m.event_type, m.message_key,"
             f" CASE WHEN {length} <= %s THEN m.payload END, m.traceparent,"
             f" {self._sql.exact.format(self._sql.dated.format('m.next_retry_at'))},"
-            f" {self._sql.exact.format(self._sql.now)}, {length}"
+            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
             [min(max_length, max_bytes // limit), *parameters],
         )
@@ -109,7 +110,8 @@ class OutboxRepository:
         long = self.payloads_of([row[0] for row in rows if row[3] is None and row[7] <= max_length])
         return Claim(
             rows=sorted(
-                (Due(row[0], row[1], row[2], long.get(row[0], row[3]), row[4]) for row in rows), key=attrgetter("id")
+                (Due(row[0], row[1], row[2], long.get(row[0], row[3]), row[4], row[8]) for row in rows),
+                key=attrgetter("id"),
             ),
             claimed_at=rows[0][6],
             last=None if rows[0][5] is None or moment_of(rows[-1][5]) is None else (rows[-1][5], rows[-1][0]),
@@ -185,17 +187,12 @@ class OutboxRepository:
             "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
             f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN payload END,"
-            f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions"
+            f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions, event_id"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
             f" ORDER BY id{self._sql.skip_locked}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
-        return [
-            Locked(
-                row[0], row[1], row[2], row[3], row[4], row[5], row[6], bool(row[7]), row[8], row[9], row[10], row[11]
-            )
-            for row in found
-        ]
+        return [Locked(*(*row[:7], bool(row[7]), *row[8:])) for row in found]
 
     def existing(self, ids: Collection[int]) -> dict[int, tuple[str, str]]:
         """Return (event type, key) of those of ``ids`` that have a row, by a plain read that waits for nobody."""

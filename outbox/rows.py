@@ -11,16 +11,32 @@ from typing import Any
 
 import msgspec
 
+from outbox.envelope import EVENT_ID_MAX_LENGTH
+from outbox.exceptions import InvalidEventError
+
 
 @dataclass(frozen=True, slots=True)
 class NewRow:
-    """An event to insert; the database fills in the rest."""
+    """An event to insert; the database fills in the rest. An empty ``event_id`` states none.
+
+    :raises InvalidEventError: the column cannot hold ``event_id``.
+    """
 
     event_type: str
     message_key: str
     payload: bytes
     max_retry: int
     traceparent: str = ""
+    event_id: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.event_id) > EVENT_ID_MAX_LENGTH or "\x00" in self.event_id:
+            raise InvalidEventError(
+                self.event_type,
+                field="event_id",
+                reason=f"{self.event_id[:32]!r}… has {len(self.event_id)} characters or holds a NUL; at most "
+                f"{EVENT_ID_MAX_LENGTH} are allowed, and no NUL",
+            )
 
 
 class Due(msgspec.Struct, frozen=True, gc=False):
@@ -31,6 +47,7 @@ class Due(msgspec.Struct, frozen=True, gc=False):
     message_key: str
     payload: str | None
     traceparent: str
+    event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +86,7 @@ class Locked(msgspec.Struct, frozen=True, gc=False):
     payload: str | None
     payload_length: int
     interruptions: int = 0
+    event_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

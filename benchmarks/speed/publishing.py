@@ -29,8 +29,8 @@ from outbox import publish, publish_many  # noqa: E402
 
 _SINGLES = 200
 _MANY = 1_000
-_COLUMNS = "event_type, service_name, topic, message_key, payload, max_retry, traceparent"
-_ROW = "(%s, %s, %s, %s, %s, %s, %s)"
+_COLUMNS = "event_type, service_name, topic, message_key, payload, max_retry, traceparent, event_id"
+_ROW = "(%s, %s, %s, %s, %s, %s, %s, %s)"
 _INSERT = f"INSERT INTO {TABLE} ({_COLUMNS}) VALUES "
 
 

@@ -107,6 +107,7 @@ def detail_of(site: AdminSite, route: ServiceRoute, row: OutboxMessage, now: dat
 def _facts(row: OutboxMessage) -> list[tuple[str, str]]:
     facts = [
         ("Key", row.message_key),
+        ("Event id", row.event_id),
         ("Attempts that failed", f"{row.retry_count} of {row.max_retry}"),
         ("Replayed", str(row.replay_count or "")),
         ("Interruptions in a row", f"{row.interruptions} of {MAX_INTERRUPTIONS}" if row.interruptions else ""),

@@ -44,7 +44,8 @@ class EditForm:
         self.contract = contract
         self.version = contract.version
         self.stored_version = ""
-        self.event_id = str(row.pk)
+        self._column_event_id = row.event_id
+        self.event_id = row.event_id or str(row.pk)
         self.unchanged_since: datetime | None = row.updated_at
         self.text = ""
         self.problem = ""
@@ -100,7 +101,9 @@ class EditForm:
     def _take(self, stored: str) -> None:
         """Show the payload inside the envelope; where it cannot be read, the column as it is."""
         try:
-            envelope = decode_envelope(stored, outbox_id=self.row_id, event_type=self.event_type)
+            envelope = decode_envelope(
+                stored, outbox_id=self.row_id, event_type=self.event_type, event_id=self._column_event_id
+            )
             self.text = _shown(msgspec.json.format(bytes(envelope.payload), indent=2).decode())
         except (EnvelopeError, msgspec.MsgspecError, UnicodeError, RecursionError):
             self.text = _shown(stored)

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Final
 
 from django.core.checks import CheckMessage, Error
-from django.db import connections
 from django.db.models import Model
 
+from outbox.checks.collations import alter_keys, key_columns
 from outbox.checks.databases import vendor_of
 from outbox.checks.inspection import Database
-from outbox.fields import KeyField
 
 _WHOLE_UNICODE: Final = "utf8mb4"
 
@@ -54,16 +53,10 @@ def column_encodings(database: Database, model: type[Model]) -> Iterator[CheckMe
         columns.setdefault(str(character_set), []).append(str(column))
     if columns:
         kept = "; ".join(f"{', '.join(each)} in {character_set}" for character_set, each in sorted(columns.items()))
-        keys = [each for each in model._meta.local_concrete_fields if isinstance(each, KeyField)]
-        remedy = [
-            f"ALTER TABLE {name} CONVERT TO CHARACTER SET {_WHOLE_UNICODE}",
+        remedy = [f"ALTER TABLE {name} CONVERT TO CHARACTER SET {_WHOLE_UNICODE}"]
+        if keys := key_columns(model):
             # In a statement of its own: converting gives the keys the collation of the others.
-            *(
-                f"ALTER TABLE {name} MODIFY {each.column} {each.db_type(connections[database.alias])}"
-                f" CHARACTER SET {_WHOLE_UNICODE} COLLATE {_WHOLE_UNICODE}_bin NOT NULL"
-                for each in keys
-            ),
-        ]
+            remedy.append(alter_keys(database, name, keys))
         yield Error(
             f"table {name!r} in {database.where} keeps {kept}: characters of a payload that these lack, such as emoji, "
             f"are refused, or stored as '?' without a word where the server is not strict.",

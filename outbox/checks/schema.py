@@ -17,6 +17,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.db.models import Model
 
 from outbox import lifecycle
+from outbox.checks.collations import key_collations
 from outbox.checks.databases import services_by_alias, vendor_of
 from outbox.checks.declarations import outbox_models, valid_routes
 from outbox.checks.encodings import column_encodings, session_encoding
@@ -241,17 +242,4 @@ def _mysql_table(database: Database, model: type[Model]) -> Iterator[CheckMessag
             obj=model,
             id="outbox.E086",
         )
-    collation = database.fetch(
-        "SELECT collation_name, column_type FROM information_schema.columns"
-        " WHERE table_schema = DATABASE() AND table_name = %s AND column_name = 'message_key'",
-        [name],
-    )
-    if collation and not str(collation[0][0]).endswith("_bin"):
-        yield Error(
-            f"message_key of table {name!r} in {database.where} has the collation {collation[0][0]}: keys that differ "
-            f"in case or accents only would be one key.",
-            hint=f"ALTER TABLE {name} MODIFY message_key {collation[0][1]} CHARACTER SET utf8mb4 COLLATE utf8mb4_bin "
-            f"NOT NULL.",
-            obj=model,
-            id="outbox.E087",
-        )
+    yield from key_collations(database, model)

@@ -14,6 +14,7 @@ from typing import Final
 import pytest
 from django.db import connections, transaction
 
+from outbox.fields import key_collation
 from outbox.lifecycle import Status
 from outbox.repository import OutboxRepository
 from tests import factories
@@ -155,7 +156,7 @@ def careless(database_alias: str) -> Iterator[None]:
 
     alter("utf8mb4_general_ci")
     yield
-    alter("utf8mb4_bin")
+    alter(key_collation(connections[database_alias]))
 
 
 @pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)

@@ -194,6 +194,14 @@ def test_payload_that_is_no_envelope_can_be_mended(root: Client, outbox_alias: s
     assert envelope["event_id"] == str(row.pk)
 
 
+@pytest.mark.parametrize("stored", ["not JSON", '{"event_id": "another", "event_version": "v1", "payload": {}}'])
+def test_edited_event_keeps_the_event_id_of_its_column(root: Client, outbox_alias: str, stored: str) -> None:
+    row = add_dead()
+    type(row).objects.using(outbox_alias).filter(pk=row.pk).update(payload=stored, event_id="e-7")
+    edit(root, row, snapshot())
+    assert (json.loads(now_of(row).payload)["event_id"], now_of(row).event_id) == ("e-7", "e-7")
+
+
 @pytest.mark.parametrize("outbox_alias", ["mariadb", "mysql"], indirect=True)
 def test_event_with_zero_dates_is_shown_and_mended(root: Client, outbox_alias: str) -> None:
     row, other = add_dead(), add_dead()

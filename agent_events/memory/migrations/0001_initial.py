@@ -18,7 +18,7 @@ class Migration(migrations.Migration):
             name='MemoryOutboxMessage',
             fields=[
                 ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('event_type', models.CharField(max_length=64)),
+                ('event_type', outbox.fields.KeyField(max_length=64)),
                 ('service_name', models.CharField(db_default='', max_length=64)),
                 ('topic', models.CharField(db_default='', max_length=128)),
                 ('message_key', outbox.fields.KeyField(max_length=128)),
