@@ -5,63 +5,41 @@ from __future__ import annotations
 import random
 from typing import Final
 
-from kafka import KafkaProducer
-from kafka.errors import KafkaError
-
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import injects
-from tests.chaos.ledger import Garbage
+from tests.chaos.foreign_records import PARTITIONS, ForeignRecord, put
 from tests.chaos.schedule import TimedFault
 from tests.chaos.writers import TOPIC_LIMIT
 
 _SMALL: Final = 400
 _LARGE: Final = 10
 _INFLATED: Final = 20
+_HUGE: Final = 30
+_HUGE_BYTES: Final = 900_000
 _MEBIBYTE: Final = 1024 * 1024
-_ANSWERS_S: Final = 20.0
 
 
-@injects("flood-small", "flood-large")
+@injects("flood-small", "flood-large", "flood-huge")
 def _flood(cluster: Cluster, fault: TimedFault) -> str:
+    """Put them on one partition; the huge ones on the agent service's topic, whose limit is Kafka's own."""
     dice = random.Random(fault.dice)
+    is_huge = fault.name == "flood-huge"
     if fault.name == "flood-small":
         values = [b'{"n": %d}' % number for number in range(_SMALL)]
+    elif is_huge:
+        values = [dice.randbytes(_HUGE_BYTES) for _ in range(_HUGE)]
     else:
         values = [dice.randbytes(TOPIC_LIMIT - 2_000) for _ in range(_LARGE)]
         with cluster.database() as database:  # together they are more than one statement may be
             inflated_bytes = int(database.value("SELECT @@max_allowed_packet")) // _INFLATED + _MEBIBYTE // 8
         values += [bytes(inflated_bytes)] * _INFLATED
-    keys = [f"{fault.name}-{fault.at_s}-{number}".encode() for number in range(len(values))]
-    reason = "the record's value is not an outbox message"
-    cluster.ledger.garbage |= {key: Garbage(key, reason, is_acknowledged=False) for key in keys}
-    answers = _send(cluster, list(zip(keys, values, strict=True)), partition=dice.randrange(3))
-    for key, answer in zip(keys, answers, strict=True):
-        cluster.ledger.garbage[key] = Garbage(key, reason, is_acknowledged=answer)
-    return f"{sum(answers)} records, {len(answers) - sum(answers)} more perhaps; {sum(map(len, values)):,} bytes"
-
-
-def _send(cluster: Cluster, records: list[tuple[bytes, bytes]], *, partition: int) -> list[bool]:
-    """Send records to one partition, as fast as it goes; say of each whether the broker has it for certain."""
-    producer = KafkaProducer(
-        bootstrap_servers=cluster.servers.kafka_address,
-        acks="all",
-        max_block_ms=5000,
+    said = put(
+        cluster,
+        [ForeignRecord(f"{fault.name}-{fault.at_s}-{n}".encode(), value) for n, value in enumerate(values)],
+        dice=dice,
+        service="agent" if is_huge else "probe",
+        partition=dice.randrange(PARTITIONS),
         max_request_size=64 * _MEBIBYTE,
-        compression_type="gzip",
-        metrics_enabled=False,
+        compression_type=None if is_huge else "gzip",
     )
-    try:
-        futures = [
-            producer.send(cluster.installation.topic(), key=key, value=value, partition=partition)
-            for key, value in records
-        ]
-        answers = []
-        for future in futures:
-            try:
-                future.get(timeout=_ANSWERS_S)
-                answers.append(True)
-            except KafkaError:
-                answers.append(False)
-    finally:
-        producer.close(timeout=5)
-    return answers
+    return f"{said}; {sum(map(len, values)):,} bytes"
