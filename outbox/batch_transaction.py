@@ -80,6 +80,7 @@ class BatchTransaction:
     outcome: Outcome = field(default_factory=Outcome)
     messages: Messages = field(default_factory=dict)
     live: list[Locked] = field(default_factory=list)
+    _locked_types: dict[int, str] = field(default_factory=dict)
     _token: object | None = None
     _calls_are_over: bool = False
     _is_committing: bool = False
@@ -200,12 +201,11 @@ class BatchTransaction:
         self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
-        """Leave out what others have locked; what has no row at all is rejected by ``_find_live``."""
+        """Leave out what others have locked; what has no row of its type is rejected by ``_find_live``."""
         blocked_by: dict[str, int] = {}
         for row_id, (event_type, key) in self.tools.repository.existing(missing).items():
-            records = self.messages.pop((row_id, event_type), None)
-            if records is None:
-                continue  # another's record with this row's id; it is rejected
+            self._locked_types[row_id] = event_type
+            records = self.messages.pop((row_id, event_type), [])  # none: another's record with this row's id
             self.outcome.locked += records
             if any(map(self.is_young, records)):
                 blocked_by[key] = min(row_id, blocked_by.get(key, row_id))
@@ -220,11 +220,10 @@ class BatchTransaction:
         live = []
         for (row_id, event_type), records in sorted(self.messages.items()):
             row = found.get(row_id)
-            if row is None:
-                reason = f"no row {row_id} in {table}: pruned or foreign"
-                outcome.rejected += [Rejection(record, reason) for record in records]
-            elif row.event_type != event_type or row.event_type in repository.foreign_types:
-                reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
+            actual = self._locked_types.get(row_id) if row is None else row.event_type
+            if row is None or actual != event_type or actual in repository.foreign_types:
+                reason = f"row {row_id} of {table} is a {actual!r} and not this service's {event_type!r}"
+                reason = f"no row {row_id} in {table}: pruned or foreign" if actual is None else reason
                 outcome.rejected += [Rejection(record, reason) for record in records]
             elif not self._is_live(row):
                 # Done already; or in its back-off, and an old record of it came early: the relay sends a new one.
