@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Any, Final
 
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import injects
@@ -19,27 +19,37 @@ _HUGE_BYTES: Final = 900_000
 _MEBIBYTE: Final = 1024 * 1024
 
 
-@injects("flood-small", "flood-large", "flood-huge")
-def _flood(cluster: Cluster, fault: TimedFault) -> str:
-    """Put them on one partition; the huge ones on the agent service's topic, whose limit is Kafka's own."""
+@injects("flood-small")
+def _flood_with_small(cluster: Cluster, fault: TimedFault) -> str:
+    return _flood(cluster, fault, "probe", [b'{"n": %d}' % number for number in range(_SMALL)])
+
+
+@injects("flood-large")
+def _flood_with_large(cluster: Cluster, fault: TimedFault) -> str:
+    """Flood the probe service's topic up to its limit, and beyond it as compression allows; and the agent service's.
+
+    That has the limit of Kafka itself: its records are of 0.9 MB, and no compression makes them smaller.
+    """
     dice = random.Random(fault.dice)
-    is_huge = fault.name == "flood-huge"
-    if fault.name == "flood-small":
-        values = [b'{"n": %d}' % number for number in range(_SMALL)]
-    elif is_huge:
-        values = [dice.randbytes(_HUGE_BYTES) for _ in range(_HUGE)]
-    else:
-        values = [dice.randbytes(TOPIC_LIMIT - 2_000) for _ in range(_LARGE)]
-        with cluster.database() as database:  # together they are more than one statement may be
-            inflated_bytes = int(database.value("SELECT @@max_allowed_packet")) // _INFLATED + _MEBIBYTE // 8
-        values += [bytes(inflated_bytes)] * _INFLATED
+    with cluster.database() as database:  # together they are more than one statement may be
+        inflated_bytes = int(database.value("SELECT @@max_allowed_packet")) // _INFLATED + _MEBIBYTE // 8
+    large = [dice.randbytes(TOPIC_LIMIT - 2_000) for _ in range(_LARGE)]
+    said = _flood(cluster, fault, "probe", [*large, *[bytes(inflated_bytes)] * _INFLATED], compression_type="gzip")
+    huge = _flood(cluster, fault, "agent", [dice.randbytes(_HUGE_BYTES) for _ in range(_HUGE)])
+    return f"{said}; topic of agent: {huge}"
+
+
+def _flood(cluster: Cluster, fault: TimedFault, service: str, values: list[bytes], **options: Any) -> str:
+    """Put records on one partition."""
+    dice = random.Random(fault.dice)
+    name = f"{fault.name}-{service}-{fault.at_s}"
     said = put(
         cluster,
-        [ForeignRecord(f"{fault.name}-{fault.at_s}-{n}".encode(), value) for n, value in enumerate(values)],
+        [ForeignRecord(f"{name}-{number}".encode(), value) for number, value in enumerate(values)],
         dice=dice,
-        service="agent" if is_huge else "probe",
+        service=service,
         partition=dice.randrange(PARTITIONS),
         max_request_size=64 * _MEBIBYTE,
-        compression_type=None if is_huge else "gzip",
+        **options,
     )
     return f"{said}; {sum(map(len, values)):,} bytes"

@@ -67,8 +67,7 @@ KINDS: Final = {
     "transactions": Kind("topic", 0, 0, "foreign transactions, committed and aborted: markers on the topics"),
     "other-installation": Kind("topic", 0, 0, "records of a second installation, made as ours, on our topic"),
     "flood-small": Kind("floods", 0, 0, "hundreds of small foreign records at once"),
-    "flood-large": Kind("floods", 0, 0, "foreign records as large as the broker takes, compressed ones far larger"),
-    "flood-huge": Kind("floods", 0, 0, "30 foreign records of 0.9 MB that no compression makes smaller"),
+    "flood-large": Kind("floods", 0, 0, "foreign records as large as each topic takes, compressed ones far larger"),
     "row-holder": Kind("row-holders", 60, 110, "a stranger locks a business row for minutes; handlers want it"),
     "outbox-holder": Kind("outbox-holders", 60, 110, "a stranger locks an unfinished outbox row for minutes"),
     "host-freeze": Kind(
