@@ -14,6 +14,8 @@ from tests.chaos.standstill import Span
 from tests.chaos.verdict import Verdict
 
 _AFTERMATH_S: Final = 3.0
+"""A server needs a moment until it serves all again; a connection that was killed is replaced at once."""
+
 _IN_THE_WAY: Final = frozenset({"database", "database-net", "tables"})
 _KILLS: Final = frozenset({"kill-connections", "kill-queries", "kill-one", "dba-killer", "statement-limit"})
 
@@ -41,12 +43,17 @@ class Looks:
 
 def operators_looks(cluster: Cluster, happenings: Iterable[Happening]) -> Looks:
     """Measure them."""
-    spans = [
-        Span(cluster.began_at + each.began_s, cluster.began_at + each.ended_s + _AFTERMATH_S, each.fault.name)
-        for each in happenings
-        if each.was_tried and (KINDS[each.fault.name].lane in _IN_THE_WAY or each.fault.name in _KILLS)
-    ]
+    spans = list(troubles_of_database(happenings, began_at=cluster.began_at))
     return measure_looks(cluster.ledger.looks, spans, waited_s=cluster.watch.waited_s)
+
+
+def troubles_of_database(happenings: Iterable[Happening], *, began_at: float) -> Iterator[Span]:
+    """Return when a look may have been late or wrong because of the database."""
+    for each in happenings:
+        name = each.fault.name
+        if each.was_tried and (name in _KILLS or KINDS[name].lane in _IN_THE_WAY):
+            lasts_s = 0.0 if name in _KILLS else _AFTERMATH_S
+            yield Span(began_at + each.began_s, began_at + each.ended_s + lasts_s, name)
 
 
 def measure_looks(

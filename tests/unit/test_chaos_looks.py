@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.chaos.kinds import KINDS
+from tests.chaos.lanes import Happening, Outcome
 from tests.chaos.ledger import Look
-from tests.chaos.look_checks import Looks, judge_looks, measure_looks
+from tests.chaos.look_checks import Looks, judge_looks, measure_looks, troubles_of_database
 from tests.chaos.operator_looks import PAGE_S, STATUS_S, status_problem, without_start
+from tests.chaos.schedule import TimedFault
 from tests.chaos.standstill import Span
 from tests.chaos.verdict import Verdict
 
@@ -59,6 +62,25 @@ def test_what_python_takes_to_start_does_not_count() -> None:
     assert breaches(measured(without_start(slow, 6.0))) == [10]
     assert breaches(measured(without_start(slow, 6.0), waited=1.0)) == [], "a machine on which Python starts slowly"
     assert without_start(slow, 20.0).took_s == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome", "lasts_s"),
+    [
+        ("database-kill", "done", 3.0),
+        ("database-cut", "missed", 3.0),
+        ("table-missing", "done", 3.0),
+        ("kill-one", "done", 0.0),
+        ("database-full", "impossible", None),
+        ("database-stop", "skipped", None),
+        ("stranger-locks", "done", None),
+        ("kafka-kill", "done", None),
+    ],
+)
+def test_what_disturbs_a_look_is_trouble_of_the_database(name: str, outcome: Outcome, lasts_s: float | None) -> None:
+    happening = Happening(TimedFault(10.0, name, KINDS[name].lane, 5.0, 0.5), 10.0, 15.0, outcome, "")
+    found = [(span.began_at, span.ended_at) for span in troubles_of_database([happening], began_at=1000.0)]
+    assert found == ([] if lasts_s is None else [(1010.0, 1015.0 + lasts_s)])
 
 
 def test_status_must_end_with_2_and_name_the_broker() -> None:
