@@ -81,6 +81,7 @@ class BatchTransaction:
     messages: Messages = field(default_factory=dict)
     event_ids: EventIds = field(default_factory=dict)
     live: list[Locked] = field(default_factory=list)
+    _locked_types: dict[int, str] = field(default_factory=dict)
     _token: object | None = None
     _calls_are_over: bool = False
     _is_committing: bool = False
@@ -201,12 +202,11 @@ class BatchTransaction:
         self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
-        """Leave out what others have locked; what has no row at all is rejected by ``_find_live``."""
+        """Leave out what others have locked; what has no row of its type is rejected by ``_find_live``."""
         blocked_by: dict[str, int] = {}
         for row_id, (event_type, key) in self.tools.repository.existing(missing).items():
-            records = self.messages.pop((row_id, event_type), None)
-            if records is None:
-                continue  # another's record with this row's id; it is rejected
+            self._locked_types[row_id] = event_type
+            records = self.messages.pop((row_id, event_type), [])  # none: another's record with this row's id
             self.outcome.locked += records
             if any(map(self.is_young, records)):
                 blocked_by[key] = min(row_id, blocked_by.get(key, row_id))
@@ -220,7 +220,7 @@ class BatchTransaction:
         matched: Messages = {}  # a record that is not of its row must not be tried again in that row's name
         for named, records in sorted(self.messages.items()):
             row = found.get(named[0])
-            own, others = reader.match(row, named, records, self.event_ids)
+            own, others = reader.match(row, named, records, self.event_ids, locked_type=self._locked_types.get(named[0]))
             outcome.rejected += others
             if row is None or not own:
                 continue

@@ -62,19 +62,26 @@ class RowReader:
     handlers: HandlerRegistry
 
     def match(
-        self, row: Locked | None, named: tuple[int, str], records: list[IncomingRecord], event_ids: EventIds
+        self,
+        row: Locked | None,
+        named: tuple[int, str],
+        records: list[IncomingRecord],
+        event_ids: EventIds,
+        *,
+        locked_type: str | None,
     ) -> tuple[list[IncomingRecord], list[Rejection]]:
         """Return those of ``records``, which name the row and type ``named``, that are of ``row``, and the others.
+
+        Without a row, ``locked_type`` is the type of the one with that id which somebody else has locked.
 
         Those of another event are told by its id where row and record state one: a database that was restored gives
         ids out again, and records of the rows that had them before are on the topic.
         """
         (row_id, event_type), table = named, self.repository.route.table
-        if row is None:
-            reason = f"no row {row_id} in {table}: pruned or foreign"
-            return [], [Rejection(record, reason) for record in records]
-        if row.event_type != event_type or row.event_type in self.repository.foreign_types:
-            reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
+        actual = locked_type if row is None else row.event_type
+        if row is None or actual != event_type or actual in self.repository.foreign_types:
+            reason = f"row {row_id} of {table} is a {actual!r} and not this service's {event_type!r}"
+            reason = f"no row {row_id} in {table}: pruned or foreign" if actual is None else reason
             return [], [Rejection(record, reason) for record in records]
         stated = stated_event_id(row.event_id, outbox_id=row_id)
         others = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -32,9 +32,11 @@ from tests.acceptance.promises import (
     unexpected_tracebacks,
 )
 from tests.acceptance.topics import remove_topics
-from tests.acceptance.workers import JSON, Publisher, Worker, project_environment
+from tests.acceptance.workers import JSON, Conversation, Publisher, Worker, project_environment
 from tests.services import CHECKOUT
 from tests.waiting import wait_until
+
+C = TypeVar("C", bound=Conversation)
 
 HOLDING_KAFKA = "tests.acceptance.probe.brokers.HoldingKafkaBroker"
 DONE_TIMEOUT_S = 150.0
@@ -103,6 +105,12 @@ class Installation:
         publisher = Publisher(env=self.env, log=self._log("publisher"), journal=self.journal)
         self.workers.append(publisher)
         return publisher
+
+    def converse(self, kind: type[C], name: str, module: str) -> C:
+        """Start a process of a module of the tests that answers what it is asked."""
+        process = kind(name, ["-m", module], env=self.env, log=self._log(name))
+        self.workers.append(process)
+        return process
 
     def publish(self, *events: tuple[str, JSON]) -> list[str]:
         """Publish events (kind, fields) in one transaction; return their event ids."""

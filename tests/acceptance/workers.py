@@ -123,18 +123,31 @@ class Worker:
                     stream.close()
 
 
-class Publisher(Worker):
+class Conversation(Worker):
+    """Does what a test says, a line of JSON at a time, and answers each with another."""
+
+    def __init__(self, name: str, arguments: Sequence[str], *, env: Mapping[str, str], log: Path) -> None:
+        super().__init__(name, arguments, env=env, log=log, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def _ask(self, **command: Any) -> Any:
+        stdin, stdout = self._popen.stdin, self._popen.stdout
+        assert stdin is not None
+        assert stdout is not None
+        stdin.write(msgspec.json.encode(command) + b"\n")
+        stdin.flush()
+        with selectors.DefaultSelector() as selector:
+            selector.register(stdout, selectors.EVENT_READ)
+            assert selector.select(_ANSWER_TIMEOUT_S), f"the {self.name} does not answer {command}:\n{self.text}"
+        answer = stdout.readline()
+        assert answer, f"the {self.name} ended over {command}:\n{self.text}"
+        return msgspec.json.decode(answer)
+
+
+class Publisher(Conversation):
     """Publishes what a test says, one command after the other; a transaction may stay open in between."""
 
     def __init__(self, *, env: Mapping[str, str], log: Path, journal: Journal) -> None:
-        super().__init__(
-            "publisher",
-            ["-m", "tests.acceptance.publisher", "serve"],
-            env=env,
-            log=log,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
+        super().__init__("publisher", ["-m", "tests.acceptance.publisher", "serve"], env=env, log=log)
         self._journal = journal
         self._uncommitted: list[str] | None = None
 
@@ -171,16 +184,3 @@ class Publisher(Worker):
     def give_up(self, *ids: int, service: str = "probe") -> int:
         """Give dead rows up, as the admin does; return how many."""
         return int(self._ask(do="give_up", service=service, ids=ids))
-
-    def _ask(self, **command: Any) -> Any:
-        stdin, stdout = self._popen.stdin, self._popen.stdout
-        assert stdin is not None
-        assert stdout is not None
-        stdin.write(msgspec.json.encode(command) + b"\n")
-        stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(stdout, selectors.EVENT_READ)
-            assert selector.select(_ANSWER_TIMEOUT_S), f"the publisher does not answer {command}:\n{self.text}"
-        answer = stdout.readline()
-        assert answer, f"the publisher ended over {command}:\n{self.text}"
-        return msgspec.json.decode(answer)

@@ -11,20 +11,23 @@ import textwrap
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Final
 
-from tests.chaos import other_keys, report
-from tests.chaos.cluster import Cluster
+from tests.chaos import other_keys, report, transactions
+from tests.chaos.cluster import ISOLATION_LEVELS, Cluster
+from tests.chaos.errors import MissedError
 from tests.chaos.evidence import Evidence
 from tests.chaos.handler_checks import judge_handlers
 from tests.chaos.kinds import KINDS
 from tests.chaos.lanes import Lanes
+from tests.chaos.look_checks import judge_looks, operators_looks
 from tests.chaos.processes import judge_processes
 from tests.chaos.schedule import LEAST_INJECTED, plan, rare
 from tests.chaos.servers import DATABASES
 from tests.chaos.takeovers import judge_take_overs, take_overs
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Verdict, judge, judge_lags
 
 _LOOK_S: Final = 0.5
 _BROKEN_HARNESS: Final = 2
@@ -54,6 +57,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--faults", metavar="A,B,C", help="only these faults, or groups of them: kafka, relay, handlers, … "
     )
     parser.add_argument("--patience", type=float, default=300.0, help="seconds to wait for quiet (default: 300)")
+    parser.add_argument(
+        "--isolation-level",
+        choices=ISOLATION_LEVELS,
+        default=ISOLATION_LEVELS[0],
+        help=f"what consumers read of transactions (default: {ISOLATION_LEVELS[0]})",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder with the logs, also without a breach")
     parsed = parser.parse_args(arguments)
     try:
@@ -81,7 +90,13 @@ def say(text: str = "") -> None:
 
 def run(options: argparse.Namespace, seed: int) -> int:
     """Run it; return the exit code."""
-    cluster = Cluster(database=options.database, seed=seed, rate=options.rate)
+    cluster = Cluster(
+        database=options.database,
+        seed=seed,
+        rate=options.rate,
+        has_own_disk="database-full" in options.faults,
+        isolation_level=options.isolation_level,
+    )
     code = _BROKEN_HARNESS
     try:
         say(
@@ -90,12 +105,14 @@ def run(options: argparse.Namespace, seed: int) -> int:
         )
         cluster.up()
         lanes = _inject(cluster, options, seed)
-        verdict, evidence = _look(cluster, options.patience)
+        verdict, evidence = _look(cluster, options)
         found = take_overs(cluster, evidence, lanes.happenings)
         judge_take_overs(verdict, found)
         held = other_keys.delays(cluster, evidence, lanes.happenings)
         other_keys.judge_delays(verdict, held)
-        sections = [*found.told(), *other_keys.told(held)]
+        looks = operators_looks(cluster, lanes.happenings)
+        judge_looks(verdict, looks)
+        sections = [*found.told(), *other_keys.told(held), *looks.told()]
         code = _tell(lanes, verdict, evidence, sections, options, seed)
     finally:
         cluster.over.set()
@@ -111,6 +128,9 @@ def _inject(cluster: Cluster, options: argparse.Namespace, seed: int) -> Lanes:
     """Let everything go wrong for as long as was asked for."""
     end_s = options.minutes * 60
     lanes = Lanes(cluster, plan(seed, options.minutes, options.faults), end_s=end_s, tell=say)
+    if "kafka-watched" in options.faults:
+        with suppress(MissedError):  # the fault tries again
+            cluster.pages.be_ready()
     say("everything has been started")
     cluster.begin()
     lanes.start()
@@ -123,17 +143,22 @@ def _inject(cluster: Cluster, options: argparse.Namespace, seed: int) -> Lanes:
     return lanes
 
 
-def _look(cluster: Cluster, patience_s: float) -> tuple[Verdict, Evidence]:
+def _look(cluster: Cluster, options: argparse.Namespace) -> tuple[Verdict, Evidence]:
     """Undo everything, wait for quiet, end the workers, and judge."""
     say("every fault is undone; waiting until nothing is on its way")
     began = time.monotonic()
-    is_quiet = cluster.calm_down(patience_s=patience_s)
+    is_quiet = cluster.calm_down(patience_s=options.patience)
+    if is_quiet and "transactions" in options.faults:
+        transactions.end_topics(cluster)
+        is_quiet = cluster.is_quiet_within(options.patience)
     say(f"{'quiet' if is_quiet else 'NOT quiet'} after {time.monotonic() - began:.1f} s; the workers are asked to end")
+    lags = cluster.lags() if is_quiet else {}
     troubles = cluster.finish(is_quiet=is_quiet)
     evidence = Evidence(cluster)
     verdict = judge(evidence, is_quiet=is_quiet)
     judge_handlers(verdict, evidence, cluster.crew.members)
     judge_processes(verdict, cluster.crew, cluster.writers, killed_itself=evidence.killed_itself)
+    judge_lags(verdict, lags)
     for trouble in troubles:
         verdict.note(9, trouble)
     return verdict, evidence
@@ -153,7 +178,8 @@ def _tell(
         print()
         print("\n".join(section))
     print("\n".join(report.breaches(verdict, evidence)))
-    too_rare = rare(counts, minutes=options.minutes, faults=options.faults)
+    possible = set(options.faults) - report.impossible_kinds(lanes.happenings).keys()
+    too_rare = rare(counts, minutes=options.minutes, faults=possible)
     if too_rare:
         print(f"\ninjected fewer than {LEAST_INJECTED} times: {', '.join(too_rare)}")
     broken = any(happening.outcome == "broken" for happening in lanes.happenings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import tempfile
 import threading
 import time
@@ -18,6 +19,7 @@ from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.harness import Installation
 from tests.acceptance.topics import create_topic
 from tests.acceptance.workers import Publisher
+from tests.chaos.admin_client import AdminPages
 from tests.chaos.clocks import check_jumps, sweep
 from tests.chaos.crew import SETTINGS, Crew
 from tests.chaos.errors import MissedError
@@ -46,8 +48,16 @@ _OPTIONS: Final = {
 
 _BROKER_OPTIONS: Final = {"request_timeout_seconds": 5.0}
 
+READ_UNCOMMITTED: Final = "read_uncommitted"
+READ_COMMITTED: Final = "read_committed"
+ISOLATION_LEVELS: Final = (READ_UNCOMMITTED, READ_COMMITTED)
+"""What a consumer reads of transactions; the first is the project's default."""
+
 _STARTS_S: Final = 120.0
 _DRAINS_S: Final = 180.0
+_LAG_S: Final = 60.0
+"""A consumer passes markers within a second; the command that says so takes a few on a busy machine."""
+
 _LOOKS_S: Final = 20.0
 """When patience has ended already, what is left on a topic need not come to its end."""
 
@@ -88,7 +98,10 @@ class Operator:
 class Cluster:
     """Everything of one run, in a folder of its own."""
 
-    def __init__(self, *, database: str, seed: int, rate: float) -> None:
+    def __init__(
+        self, *, database: str, seed: int, rate: float, has_own_disk: bool, isolation_level: str = READ_UNCOMMITTED
+    ) -> None:
+        """``has_own_disk`` asks for a file system for the tables alone; ``isolation_level`` is that of consumers."""
         self.root = Path(tempfile.mkdtemp(prefix="smartflow-chaos-", dir="/var/tmp"))
         self.root.chmod(0o755)  # the servers' own users must reach theirs
         self.work = self.root / "work"
@@ -97,7 +110,8 @@ class Cluster:
         """Set when no fault may last any longer."""
         self.ledger = Ledger()
         self.watch = Watch()
-        self.servers = Servers(self.root, database=database)
+        self.isolation_level = isolation_level
+        self.servers = Servers(self.root, database=database, has_own_disk=has_own_disk)
         self._seed, self._rate = seed, rate
         self._began = time.monotonic()
         self.began_at = time.time()
@@ -111,12 +125,13 @@ class Cluster:
             kafka=self.servers.kafka_address,
             folder=self.work,
             options=_known(copy.deepcopy(_OPTIONS)),
-            broker_options=_BROKER_OPTIONS,
+            broker_options={**_BROKER_OPTIONS, "consumer": {"isolation_level": self.isolation_level}},
         )
         create_topic(self.servers.kafka_address, self.installation.topic(), **{"max.message.bytes": str(TOPIC_LIMIT)})
         create_topic(self.servers.kafka_address, self.installation.topic("agent"))
         self.crew = Crew(self.installation)
         self.operator = Operator(self.installation)
+        self.pages = AdminPages(self.installation)
         self.publisher = EventPublisher(self.installation)
         self.writers = Writers(self.installation, seed=self._seed, rate=self._rate)
         for service in ("probe", "probe", "agent"):
@@ -183,6 +198,24 @@ class Cluster:
             )
             self.writers.stop()
             return _comes_true(lambda: self._is_quiet(database), patience_s=patience_s) and goes_on
+
+    def is_quiet_within(self, patience_s: float) -> bool:
+        """Wait until nothing is on its way; say whether it came to that."""
+        with self.database() as database:
+            return _comes_true(lambda: self._is_quiet(database), patience_s=patience_s)
+
+    def lags(self) -> dict[str, int | None]:
+        """Wait until LAG is 0 everywhere, and return what ``outbox_status`` said last; None where it said nothing."""
+        found: dict[str, int | None] = dict.fromkeys(SERVICES)
+
+        def are_none() -> bool:
+            done = self.installation.run("outbox_status", "--json", "--timeout", "10s")
+            with suppress(ValueError, KeyError):
+                found.update({each["service"]: each["lag"] for each in json.loads(done.stdout)["services"]})
+            return all(found[service] == 0 for service in SERVICES)
+
+        _comes_true(are_none, patience_s=_LAG_S)
+        return {service: found[service] for service in SERVICES}
 
     def finish(self, *, is_quiet: bool) -> list[str]:
         """End the workers, and have others look whether a record is left on a topic that changes anything.

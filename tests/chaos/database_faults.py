@@ -1,11 +1,12 @@
-"""What administrators and their scripts do to a database: kill transactions, limit statements, rename a table."""
+"""What happens to a database that is up: killed transactions, limited statements, a renamed table, a full disk."""
 
 from __future__ import annotations
 
 import random
 import time
 from collections.abc import Callable
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 import MySQLdb
 from MySQLdb import OperationalError
@@ -32,6 +33,26 @@ TABLE: Final = "agent_outbox_messages"
 AWAY: Final = f"{TABLE}_away"
 
 _INSISTS_S: Final = 60.0
+
+FULL: Final = 1114
+"""The table is full: how a server says that it finds no space."""
+
+_BALLAST: Final = {
+    "probe_effects": (
+        "outbox_id, event_id, message_key, n, attempt, worker_pid",
+        "(0, 'ballast', 'ballast', 0, 0, 0)",
+    ),
+    "probe_outbox_messages": (
+        "event_type, message_key, payload, status",
+        "('probe.step', 'ballast', '{}', 'consumed')",
+    ),
+}
+"""What takes the free pages within a table's file, of which there are up to four megabytes; it is never committed."""
+
+_BALLAST_ROWS: Final = 20
+"""In a statement: MariaDB may find no page to roll back a larger one that was refused, and ends itself then."""
+
+_BALLAST_PAUSE_S: Final = 0.5
 
 
 @injects("kill-one")
@@ -89,6 +110,7 @@ def _take_table_away(cluster: Cluster, fault: TimedFault) -> str:
     with cluster.database() as database:
         try:
             database.execute("SET SESSION lock_wait_timeout = 3")
+            _take_time(cluster, database)
             database.execute(f"RENAME TABLE {TABLE} TO {AWAY}")
         except OperationalError as error:
             insist_on_table(cluster)
@@ -102,14 +124,92 @@ def _take_table_away(cluster: Cluster, fault: TimedFault) -> str:
     return TABLE
 
 
+@injects("database-full")
+def _fill_disk(cluster: Cluster, fault: TimedFault) -> str:
+    """Leave no space on the disk, none in the file of a handlers' table, and then none in that of an outbox table.
+
+    Both at once would keep events from handlers, as nobody could publish any.
+    """
+    disk = cluster.servers.disk
+    half_s = cluster.elapsed_s + 0.5 * fault.length_s
+    end_s = cluster.elapsed_s + fault.length_s
+    ballast = _Ballast(cluster)
+    disk.fill()
+    try:
+        while cluster.elapsed_s < end_s and not cluster.over.is_set():
+            ballast.take_pages("probe_effects", until_s=end_s)
+            if cluster.elapsed_s > half_s:
+                ballast.take_pages("probe_outbox_messages", until_s=end_s)
+            cluster.rest(_BALLAST_PAUSE_S)
+    finally:
+        disk.free()  # first: a rollback may need pages
+        ballast.close()
+        has_ended = not cluster.servers.by_name["database"].status().startswith("serves")
+        cluster.servers.by_name["database"].start()  # MariaDB ends itself when it finds no page for a rollback
+    if not ballast.refused:
+        raise MissedError(f"the server found space all the time; {ballast.trouble}")
+    ended = ", and the server ended itself" if has_ended else ""
+    return f"the server refused {ballast.refused} of our statements{ended}"
+
+
+class _Ballast:
+    """Rows of a transaction that is never committed."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.refused = 0
+        self.trouble = ""
+        self._cluster = cluster
+        self._connection: Any = None
+
+    def take_pages(self, table: str, *, until_s: float) -> None:
+        """Insert into a table until not even one row fits; a connection that was killed is made anew."""
+        columns, values = _BALLAST[table]
+        count = _BALLAST_ROWS
+        try:
+            cursor = self._cursor()
+            while count and self._cluster.elapsed_s < until_s:
+                try:
+                    cursor.execute(f"INSERT INTO {table} ({columns}) VALUES {', '.join([values] * count)}")
+                except MySQLdb.OperationalError as error:
+                    if error.args[0] != FULL:
+                        raise
+                    self.refused += 1
+                    count //= 4
+        except (MySQLdb.OperationalError, MySQLdb.InterfaceError, MissedError) as error:
+            self.trouble = str(error)
+            self.close()
+
+    def _cursor(self) -> Any:
+        if self._connection is None:
+            with self._cluster.database() as database:
+                self._connection = database.connect()
+            self._connection.autocommit(False)
+            self._connection.cursor().execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")  # no gap locks
+        return self._connection.cursor()
+
+    def close(self) -> None:
+        """Take it all back."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(MySQLdb.Error):
+                connection.close()
+
+
 def insist_on_table(cluster: Cluster) -> None:
     """Have the table be where it belongs, whatever has become of it."""
 
     def put_back(database: MariaDBDatabase) -> None:
         if database.query(f"SHOW TABLES LIKE '{AWAY}'"):
+            _take_time(cluster, database)
             database.execute(f"RENAME TABLE {AWAY} TO {TABLE}")
 
     _insist(cluster, put_back)
+
+
+def _take_time(cluster: Cluster, database: MariaDBDatabase) -> None:
+    """Have no limit of time end a RENAME: MariaDB 10.11 loses a table of which one is ended halfway."""
+    if not cluster.servers.is_mysql:
+        database.execute("SET SESSION max_statement_time = 0")
 
 
 def insist_on_cut(cluster: Cluster) -> None:

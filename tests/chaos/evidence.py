@@ -18,6 +18,7 @@ from tests.acceptance.promises import EffectRow, Row
 from tests.chaos.cluster import SERVICES, Cluster
 from tests.chaos.crew import BATCH_SIZES
 from tests.chaos.expectations import Told, told
+from tests.chaos.foreign_records import UNREADABLE_KEY
 from tests.chaos.ledger import Ledger
 
 _COLUMNS: Final = (
@@ -57,6 +58,7 @@ class Rejected:
     partition: int
     offset: int
     reason: str
+    topic: str = ""
 
 
 class Evidence:
@@ -77,9 +79,10 @@ class Evidence:
         self.marks = trace.read(self.installation.trace_path)
         self.max_retry: dict[int, int] = dict(database.query("SELECT id, max_retry FROM probe_outbox_messages"))
         self.rejected = [
-            Rejected(None if key is None else bytes(key), partition, offset, reason)
-            for key, partition, offset, reason in database.query(
-                "SELECT `key`, `partition`, `offset`, reason FROM outbox_rejected_records ORDER BY id"
+            Rejected(key_of(key, value), partition, offset, reason, topic)
+            for key, value, partition, offset, reason, topic in database.query(
+                "SELECT `key`, CASE WHEN `key` IS NULL THEN value END, `partition`, `offset`, reason, topic"
+                " FROM outbox_rejected_records ORDER BY id"
             )
         ]
         self.snapshots = database.query("SELECT conversation_id, outbox_id FROM agent_state_snapshot_records")
@@ -211,6 +214,14 @@ class Evidence:
         """The ids of all events that have a row or are in a journal."""
         known = {row.event_id for row in self.all_rows}
         return frozenset(known | self.journal.committed | self.journal.rolled_back | self.journal.unknown)
+
+
+def key_of(key: bytes | None, value: bytes | None) -> bytes | None:
+    """Return by what key a rejected record is known: one that stands for an unreadable batch has it in its value."""
+    if key is not None:
+        return bytes(key)
+    found = UNREADABLE_KEY.search(bytes(value or b""))
+    return found.group() if found else None
 
 
 def _moment(found: datetime | None) -> float:

@@ -36,9 +36,11 @@ KINDS: Final = {
     "kafka-stop": Kind("kafka", 1, 8, "Kafka is stopped and started again"),
     "kafka-kill": Kind("kafka", 1, 8, "kill -9 of Kafka; it is started again"),
     "kafka-freeze": Kind("kafka", 3, 14, "SIGSTOP of Kafka: connections stay open, nothing answers"),
+    "kafka-watched": Kind("kafka", 4, 10, "Kafka is away or frozen while an operator looks at pages and outbox_status"),
     "database-stop": Kind("database", 1, 8, "the database is stopped and started again"),
     "database-kill": Kind("database", 1, 8, "kill -9 of the database; it is started again"),
     "database-freeze": Kind("database", 3, 12, "SIGSTOP of the database"),
+    "database-full": Kind("database", 4, 12, "the disk of the database is full"),
     "kafka-latency": Kind("kafka-net", 3, 10, "every packet to and from Kafka is late"),
     "kafka-cut": Kind("kafka-net", 0.5, 4, "connections to Kafka are reset, again and again"),
     "kafka-half-open": Kind("kafka-net", 3, 12, "connections to Kafka are accepted and carry nothing"),
@@ -58,8 +60,14 @@ KINDS: Final = {
     "lost-records": Kind("sql", 0, 0, "rows say `published` and no record is on the topic"),
     "garbage": Kind("topic", 0, 0, "garbage and foreign records on the topic"),
     "echo": Kind("topic", 0, 0, "records of known rows again, on any partition"),
+    "odd-bytes": Kind(
+        "topic", 0, 0, "foreign records with key, headers or value that are no UTF-8, or with many headers"
+    ),
+    "unreadable-batch": Kind("topic", 0, 0, "a batch of foreign records that the broker takes and Python cannot read"),
+    "transactions": Kind("topic", 0, 0, "foreign transactions, committed and aborted: markers on the topics"),
+    "other-installation": Kind("topic", 0, 0, "records of a second installation, made as ours, on our topic"),
     "flood-small": Kind("floods", 0, 0, "hundreds of small foreign records at once"),
-    "flood-large": Kind("floods", 0, 0, "foreign records as large as the broker takes, compressed ones far larger"),
+    "flood-large": Kind("floods", 0, 0, "foreign records as large as each topic takes, compressed ones far larger"),
     "row-holder": Kind("row-holders", 60, 110, "a stranger locks a business row for minutes; handlers want it"),
     "outbox-holder": Kind("outbox-holders", 60, 110, "a stranger locks an unfinished outbox row for minutes"),
     "host-freeze": Kind(

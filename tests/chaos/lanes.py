@@ -11,13 +11,24 @@ import MySQLdb
 from kafka.errors import KafkaError
 
 from scripts.services.errors import ServicesError
-from tests.chaos import database_faults, floods, handlers, holders, hosts, people, strangers  # noqa: F401 - they register
+from tests.chaos import (  # noqa: F401 - they register
+    database_faults,
+    floods,
+    foreign_records,
+    handlers,
+    holders,
+    hosts,
+    operator_looks,
+    people,
+    strangers,
+    transactions,
+)
 from tests.chaos.cluster import Cluster
-from tests.chaos.errors import MissedError
+from tests.chaos.errors import ImpossibleError, MissedError
 from tests.chaos.faults import FAULTS
 from tests.chaos.schedule import TimedFault
 
-Outcome = Literal["done", "missed", "skipped", "broken"]
+Outcome = Literal["done", "missed", "skipped", "impossible", "broken"]
 
 _LEAST_GAP_S = 1.0
 """A lane that is late still rests a little."""
@@ -34,12 +45,18 @@ class Happening:
     began_s: float
     ended_s: float
     outcome: Outcome
-    """``missed``: nothing to take hold of, or another fault was in the way; ``skipped``: no time was left."""
+    """``missed``: nothing to take hold of, or another fault was in the way; ``skipped``: no time was left;
+    ``impossible``: this machine cannot do it."""
     note: str
+
+    @property
+    def was_tried(self) -> bool:
+        """Say whether it may have done anything."""
+        return self.outcome not in {"skipped", "impossible"}
 
     def __str__(self) -> str:
         span = f"{self.began_s:7.1f} s to {self.ended_s:6.1f} s"
-        return f"{span}  {self.fault.name:<18} {self.outcome:<8} {self.note}".rstrip()
+        return f"{span}  {self.fault.name:<18} {self.outcome:<10} {self.note}".rstrip()
 
 
 class Lanes:
@@ -93,6 +110,8 @@ class Lanes:
         except (MissedError, MySQLdb.Error, KafkaError, AssertionError, OSError) as error:
             lines = str(error).splitlines() or [type(error).__name__]
             return "missed", lines[0]
+        except ImpossibleError as error:
+            return "impossible", str(error)
         except ServicesError as error:
             return "broken", str(error)
         except Exception as error:  # noqa: BLE001 - the other lanes go on; the report shows it

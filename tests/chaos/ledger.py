@@ -13,6 +13,9 @@ class Garbage:
     reason: str
     """What the reason of its rejection begins with."""
     is_acknowledged: bool
+    """Whether it must be rejected: the topic has it for certain, and consumers are to read it."""
+    is_hidden: bool = False
+    """Whether it must not be: it is of an aborted transaction, and consumers read committed ones only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,8 @@ class Ledger:
     lost_records: set[int] = field(default_factory=set)
     """Rows that said ``published`` without a record."""
     holds: list[Hold] = field(default_factory=list)
+    looks: list[Look] = field(default_factory=list)
+    """What an operator looked at while Kafka was away."""
     echoes: int = 0
     replayed: int = 0
 
@@ -54,3 +59,23 @@ class Hold:
     """Those that may wait for it."""
     frozen_pid: int | None = None
     """The worker that stood still: its partitions may take as long as a take-over more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look of an operator while Kafka was away."""
+
+    what: str
+    began_at: float
+    """Moments are seconds since 1970."""
+    ended_at: float
+    limit_s: float
+    """For how long it may take on an idle machine."""
+    machine_s: float
+    """How much of it a busy machine may excuse, at the most."""
+    problem: str = ""
+    """What was wrong with the answer."""
+
+    @property
+    def took_s(self) -> float:
+        return self.ended_at - self.began_at

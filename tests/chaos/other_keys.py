@@ -104,7 +104,7 @@ def _spans(happenings: Iterable[Happening], began_at: float) -> Iterator[Span]:
         name = happening.fault.name
         lasts_s = _IN_THE_WAY.get(name, _LASTS_S.get(KINDS[name].lane))
         is_elsewhere = name.startswith("pause-") and happening.note == "agent"
-        if happening.outcome != "skipped" and lasts_s is not None and not is_elsewhere:
+        if happening.was_tried and lasts_s is not None and not is_elsewhere:
             yield Span(began_at + happening.began_s, began_at + happening.ended_s + lasts_s, name)
 
 

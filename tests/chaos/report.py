@@ -32,16 +32,25 @@ def injected(happenings: Sequence[Happening], evidence: Evidence) -> Counter[str
     return counts
 
 
+def impossible_kinds(happenings: Sequence[Happening]) -> dict[str, str]:
+    """Return the kinds that this machine cannot inject, and why."""
+    return {each.fault.name: each.note for each in happenings if each.outcome == "impossible"}
+
+
 def table_of_faults(happenings: Sequence[Happening], counts: Counter[str]) -> Iterator[str]:
     """Return how often each fault was injected."""
     outcomes: dict[str, Counter[str]] = {}
+    impossible = impossible_kinds(happenings)
     for happening in happenings:
         outcomes.setdefault(happening.fault.name, Counter())[happening.outcome] += 1
     yield f"{'fault':<19}{'injected':>9}{'missed':>8}{'skipped':>9}  what it is"
     for name, kind in KINDS.items():
         if name in outcomes:
             each = outcomes[name]
-            yield f"{name:<19}{counts[name]:>9}{each['missed']:>8}{each['skipped']:>9}  {kind.summary}"
+            skipped = each["skipped"] + each["impossible"]
+            yield f"{name:<19}{counts[name]:>9}{each['missed']:>8}{skipped:>9}  {kind.summary}"
+    for name, reason in impossible.items():
+        yield f"{name} was skipped, this machine cannot do it: {reason}"
     for happening in happenings:
         if happening.outcome == "broken":
             yield f"the harness itself failed: {happening}"

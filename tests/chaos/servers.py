@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -20,6 +20,8 @@ from scripts.services.server import NativeServer
 from scripts.services.state import State
 from tests.acceptance.databases import MariaDBDatabase, MariaDBServer
 from tests.acceptance.workers import migrate
+from tests.chaos.disks import TablesDisk
+from tests.chaos.errors import ImpossibleError
 from tests.chaos.proxy import Proxy
 
 _PORT = 20_000 + 10 * (os.getpid() % 1000)
@@ -27,6 +29,8 @@ _PORT = 20_000 + 10 * (os.getpid() % 1000)
 
 _KAFKA = dataclasses.replace(catalog.KAFKA, ports={"client": _PORT + 1, "controller": _PORT + 2})
 _PROXY_PORTS = {"database": _PORT + 3, "kafka": _PORT + 4}
+
+_SCHEMA = "chaos"
 
 DATABASES: Mapping[str, tuple[catalog.Service, type[NativeServer]]] = {
     "mariadb": (dataclasses.replace(catalog.MARIADB, ports={"client": _PORT}), MariaDB),
@@ -65,7 +69,8 @@ class ProxiedDatabase(MariaDBDatabase):
 class Servers:
     """Both servers and their proxies, by the names ``database`` and ``kafka``."""
 
-    def __init__(self, root: Path, *, database: str) -> None:
+    def __init__(self, root: Path, *, database: str, has_own_disk: bool = False) -> None:
+        """``has_own_disk`` asks for a file system for the tables alone; where there can be none, it goes without."""
         kafka = ProxiedKafka(_KAFKA, State(_KAFKA, root=root))
         service, server = DATABASES[database]
         self.by_name: dict[str, NativeServer] = {
@@ -78,6 +83,9 @@ class Servers:
         kafka.advertised_port = self._proxy_ports["kafka"]
         self.proxies: dict[str, Proxy] = {}
         self._direct: MariaDBDatabase | None = None
+        self._has_own_disk = has_own_disk
+        self._disk: TablesDisk | None = None
+        self._no_disk = "the run began without it"
 
     def up(self) -> None:
         """Start everything, and make a database with the project's tables."""
@@ -88,8 +96,32 @@ class Servers:
         for name, server in self.by_name.items():
             self.proxies[name] = Proxy(port=self._proxy_ports[name], target=server.port)
             self.proxies[name].start()
-        self._direct = MariaDBServer(str(self.by_name["database"].address), migrate).make("chaos")
+        self._direct = MariaDBServer(str(self.by_name["database"].address), migrate).make(_SCHEMA)
+        if self._has_own_disk:
+            self._mount_disk()
         migrate(self._direct.url)
+
+    def _mount_disk(self) -> None:
+        disk = TablesDisk(self.by_name["database"].state.folder / "data" / _SCHEMA)
+        try:
+            disk.mount()
+        except ImpossibleError as error:
+            self._no_disk = str(error)
+            return
+        self._disk = disk
+        # MariaDB keeps a schema's character set in a file of the folder, which is hidden now.
+        with closing(self.database()) as database:
+            database.execute(f"ALTER DATABASE {_SCHEMA} CHARACTER SET utf8mb4")
+
+    @property
+    def disk(self) -> TablesDisk:
+        """Return the file system of the tables.
+
+        :raises ImpossibleError: they have none of their own.
+        """
+        if self._disk is None:
+            raise ImpossibleError(self._no_disk)
+        return self._disk
 
     @property
     def kafka_address(self) -> str:
@@ -107,6 +139,8 @@ class Servers:
 
     def heal(self) -> None:
         """Undo whatever was done to servers and connections; return when both serve."""
+        if self._disk is not None:
+            self._disk.free()
         for name, server in self.by_name.items():
             self.proxies[name].heal()
             if server.status().startswith("runs"):
@@ -118,6 +152,8 @@ class Servers:
         with ExitStack() as stack:
             for name, server in self.by_name.items():
                 stack.callback(shutil.rmtree, server.state.folder, ignore_errors=True)
+                if name == "database" and self._disk is not None:
+                    stack.callback(self._disk.unmount)
                 if server.state.log.exists():
                     stack.callback(shutil.copy, server.state.log, logs_to / f"server-{name}.log")
                 stack.callback(server.kill)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import random
+import uuid
 from contextlib import closing
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from MySQLdb import OperationalError
 
+from outbox.envelope import Envelope, Headers, encode_message, headers_of
 from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
 from tests.chaos.cluster import Cluster
 from tests.chaos.errors import MissedError
 from tests.chaos.faults import injects
-from tests.chaos.ledger import Garbage, SqlRow
+from tests.chaos.foreign_records import NO_MESSAGE, ForeignRecord, answers_of, producing, put
+from tests.chaos.ledger import SqlRow
 from tests.chaos.schedule import TimedFault
 
 # --- the database ------------------------------------------------------------------------------------------------
@@ -153,50 +156,71 @@ def _sample(cluster: Cluster, dice: random.Random, count: int) -> list[Any]:
     return dice.sample(found, count)
 
 
-def _send(cluster: Cluster, dice: random.Random, records: list[tuple[bytes, bytes | None]]) -> list[bool]:
-    """Put records on any partitions of the topic; say of each whether the broker has it for certain."""
-    from kafka import KafkaProducer
-    from kafka.errors import KafkaError
-
-    servers = cluster.servers.kafka_address
-    producer = KafkaProducer(bootstrap_servers=servers, acks="all", max_block_ms=5000, metrics_enabled=False)
-    try:
-        futures = [
-            producer.send(cluster.installation.topic(), key=key, value=value, partition=dice.randrange(3))
-            for key, value in records
-        ]
-        answers = []
-        for future in futures:
-            try:
-                future.get(timeout=10)
-                answers.append(True)
-            except KafkaError:
-                answers.append(False)
-    finally:
-        producer.close(timeout=5)
-    return answers
-
-
 @injects("garbage")
 def _send_garbage(cluster: Cluster, fault: TimedFault) -> str:
     dice = random.Random(fault.dice)
     (row,) = _sample(cluster, dice, 1)
     foreign = {"outbox_id": row[0], "event_type": row[1], "event_id": "foreign", "payload": {}}
     forms: list[tuple[bytes | None, str]] = [
-        (f"garbage {fault.dice}".encode(), "the record's value is not an outbox message"),
-        (b"\x00\xff\xfe" * 10, "the record's value is not an outbox message"),
+        (f"garbage {fault.dice}".encode(), NO_MESSAGE),
+        (b"\x00\xff\xfe" * 10, NO_MESSAGE),
         (None, "the record has no value"),
         (msgspec.json.encode({**foreign, "service_name": "somebody-else"}), "it belongs to service 'somebody-else'"),
         (msgspec.json.encode({**foreign, "outbox_id": 10**12}), f"no row {10**12} in"),
         (msgspec.json.encode({**foreign, "event_type": "probe.nonsense"}), f"row {row[0]} of"),
     ]
-    keys = [f"garbage-{fault.at_s}-{number}".encode() for number in range(len(forms))]
-    for key, (_, reason) in zip(keys, forms, strict=True):
-        cluster.ledger.garbage[key] = Garbage(key, reason, is_acknowledged=False)
-    answers = _send(cluster, dice, [(key, value) for key, (value, _) in zip(keys, forms, strict=True)])
-    for key, (_, reason), answer in zip(keys, forms, answers, strict=True):
-        cluster.ledger.garbage[key] = Garbage(key, reason, is_acknowledged=answer)
-    return f"{sum(answers)} records, {len(answers) - sum(answers)} more perhaps"
+    records = [
+        ForeignRecord(f"garbage-{fault.at_s}-{number}".encode(), value, reason)
+        for number, (value, reason) in enumerate(forms)
+    ]
+    return put(cluster, records, dice=dice)
+
+
+@injects("other-installation")
+def _send_of_other_installation(cluster: Cluster, fault: TimedFault) -> str:
+    """Put records that another installation of this software made, of its own rows with the ids of some of ours.
+
+    Its rows have ids that ours have not, or that ours have for another event type: both must be rejected. What has id
+    and type of one of our rows is told apart by ``OTHER_INSTALLATION`` alone, and is one more delivery of our row
+    without it: our row's payload takes effect, once, and never the record's.
+    """
+    dice = random.Random(fault.dice)
+    records = []
+    for number, (row_id, event_type, _) in enumerate(_sample(cluster, dice, 4)):
+        name = f"other-{fault.at_s}-{number}"
+        another_type = "probe.bulk" if event_type != "probe.bulk" else "probe.step"
+        absent_id = 10**9 + row_id
+        records += [
+            _of_other_installation(f"{name}-absent", absent_id, event_type, reason=f"no row {absent_id} in"),
+            _of_other_installation(f"{name}-type", row_id, another_type, reason=f"row {row_id} of"),
+            _of_other_installation(f"{name}-same", row_id, event_type),
+        ]
+    return put(cluster, records, dice=dice)
+
+
+OTHER_INSTALLATION: Final[Headers] = ()
+"""The header by which a record names another installation than ours: this is the one place to put it as soon as records
+name theirs. Then all of ``other-installation`` must be rejected, for the reason ``NAMES_ANOTHER``."""
+
+NAMES_ANOTHER: Final = ""
+
+
+def _of_other_installation(key: str, row_id: int, event_type: str, *, reason: str = "") -> ForeignRecord:
+    """Return a record as our relay makes them; without ``reason`` it must be rejected only if it names whose it is."""
+    envelope = Envelope(
+        event_id=str(uuid.uuid5(uuid.NAMESPACE_OID, key)),
+        event_type=event_type,
+        event_version="v1",
+        aggregate_id="",
+        payload=msgspec.Raw(b'{"key": "of another installation", "n": -1}'),
+    )
+    return ForeignRecord(
+        key.encode(),
+        encode_message(envelope, outbox_id=row_id, service="probe"),
+        NAMES_ANOTHER if OTHER_INSTALLATION else reason,
+        headers=(*headers_of(envelope, service="probe"), *OTHER_INSTALLATION),
+        is_certain=bool(reason or OTHER_INSTALLATION),
+    )
 
 
 @injects("echo")
@@ -205,11 +229,13 @@ def _echo(cluster: Cluster, fault: TimedFault) -> str:
     dice = random.Random(fault.dice)
     rows = _sample(cluster, dice, 12)
     records = [
-        (key.encode(), msgspec.json.encode({"outbox_id": row_id, "event_type": event_type, "service_name": "probe"}))
+        ForeignRecord(
+            key.encode(), msgspec.json.encode({"outbox_id": row_id, "event_type": event_type, "service_name": "probe"})
+        )
         for row_id, event_type, key in rows
     ]
-    answers = _send(cluster, dice, [(key, value) for key, value in records])
-    cluster.ledger.echoes += sum(answers)
+    with producing(cluster) as producer:
+        cluster.ledger.echoes += sum(answers_of(producer, cluster.installation.topic(), records, dice=dice))
     return f"rows {sorted(row[0] for row in rows)}"
 
 

@@ -177,7 +177,7 @@ def _troubles(victim: Member, happenings: Iterable[Happening], began_at: float) 
     for happening in happenings:
         fault = happening.fault
         is_pause = fault.name == f"pause-{victim.role}" and happening.note in {"", victim.service}
-        if happening.outcome != "skipped" and (fault.lane in _IN_THE_WAY or fault.name in _STRANGERS or is_pause):
+        if happening.was_tried and (fault.lane in _IN_THE_WAY or fault.name in _STRANGERS or is_pause):
             lasts_s = _HUNG_S if fault.lane in {"killers", "floods"} else AFTERMATH_S
             yield Span(began_at + happening.began_s, began_at + happening.ended_s + lasts_s, fault.name)
 

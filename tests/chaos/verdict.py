@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,6 +22,7 @@ PROMISES: Final = {
     7: "a service keeps to itself",
     8: "what is stuck comes back",
     9: "any number of each; a killed one's share moves within 10 s",
+    10: "while Kafka is away, pages and outbox_status answer in time",
 }
 
 _EVENT_TYPES: Final = {"probe": r"probe\..*", "agent": r"agent\.state\.snapshot\.persist"}
@@ -70,6 +71,14 @@ def judge(evidence: Evidence, *, is_quiet: bool) -> Verdict:
     _check_tables(verdict, evidence)
     _check_lost_records(verdict, evidence)
     return verdict
+
+
+def judge_lags(verdict: Verdict, lags: Mapping[str, int | None]) -> None:
+    """Check that nothing lies before the group of a service when nothing is on its way."""
+    for service, lag in lags.items():
+        verdict.checked[8] += 1
+        if lag != 0:
+            verdict.note(8, f"LAG of {service} is {'?' if lag is None else lag} though nothing is on its way")
 
 
 def expectations(evidence: Evidence) -> dict[int, Expected]:
@@ -172,7 +181,9 @@ def _check_rejected(verdict: Verdict, evidence: Evidence) -> None:
         verdict.checked[6] += 1
         if garbage.is_acknowledged and not found[garbage.key]:
             verdict.note(6, f"{garbage} was dropped in silence")
-    places = Counter((record.partition, record.offset) for record in evidence.rejected)
+        if garbage.is_hidden and found[garbage.key]:
+            verdict.note(6, f"{garbage} was rejected though only committed transactions are to be read")
+    places = Counter((record.topic, record.partition, record.offset) for record in evidence.rejected)
     for place, count in places.items():
         if count > 1:
             verdict.note(6, f"the record at {place} was kept {count} times")

@@ -13,13 +13,14 @@ from django.db import connections
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import Delivery
 from outbox.consumer import Consumer
+from outbox.envelope import encode_message
 from outbox.held import HOLD_FOR, YOUNG_FOR
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
 from outbox.sessions import worker_session
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
-from tests.factories import TABLE, database_now, get, make_due, record_of, records_of, row, statuses
+from tests.factories import TABLE, database_now, envelope, get, make_due, record, record_of, records_of, row, statuses
 from tests.integration.misbehaving import execute
 from tests.toys import ManualClock, Toys, effect_ids
 from tests.transactions import deadlock_of, held_elsewhere
@@ -225,6 +226,21 @@ def test_record_without_a_row_is_rejected_and_not_held(alias: str, toys: Toys, c
     assert effect_ids(alias) == [row_id]
     [rejected] = RejectedRecord.objects.using(alias).all()
     assert "pruned or foreign" in rejected.reason
+
+
+@on_servers
+def test_foreign_record_with_the_id_of_a_locked_row_is_rejected_for_what_that_row_is(
+    alias: str, consumer: Consumer
+) -> None:
+    row_id = row(alias, status=Status.PUBLISHED)
+    ours = record_of(alias, row_id)
+    foreign = record(encode_message(envelope("agent.of.another"), outbox_id=row_id, service="agent"))
+
+    with held_elsewhere(alias, lambda: lock_outbox_row(alias, row_id)):
+        assert consumer.handle([ours, foreign]) == [ours]
+        [rejected] = RejectedRecord.objects.using(alias).all()
+        assert rejected.offset == foreign.offset
+        assert rejected.reason.startswith(f"row {row_id} of {TABLE} is a ")
 
 
 @on_servers

@@ -23,7 +23,7 @@ from tests.chaos.expectations import MAX_INTERRUPTIONS, told
 from tests.chaos.handler_checks import judge_handlers
 from tests.chaos.handlers import FOR_EVER
 from tests.chaos.ledger import Garbage, Ledger
-from tests.chaos.verdict import Verdict, judge
+from tests.chaos.verdict import Verdict, judge, judge_lags
 
 PID = 4711
 SOUND, SWALLOWS, KILLS, HOOKED, COMMITS, BEHIND = range(1, 7)
@@ -100,6 +100,9 @@ def test_run_in_which_all_is_well_has_no_breach() -> None:
     assert judged(evidence()).breaches == []
 
 
+ABORTED = Garbage(b"g", "the record", is_acknowledged=False, is_hidden=True)
+
+
 def _lose_effect(found: Any) -> None:
     found.effects = [effect for effect in found.effects if effect.outbox_id != SOUND]
 
@@ -124,6 +127,7 @@ SABOTAGE: dict[str, tuple[int, Callable[[Any], Any]]] = {
     "interruptions were not forgotten": (4, lambda found: found.interruptions.update({("probe", SOUND): 1})),
     "a handler hung for long": (5, lambda found: found.marks.append(Mark("overran", SOUND, 1, PID))),
     "a hook was dropped": (5, _forget_hook),
+    "what was aborted was rejected": (6, lambda found: found.ledger.garbage.update({b"g": ABORTED})),
     "a record was dropped": (6, lambda found: found.rejected.clear()),
     "a record was kept twice": (6, lambda found: found.rejected.extend(found.rejected)),
 }
@@ -156,6 +160,20 @@ def test_commit_excuses_no_other_process() -> None:
     found.marks.append(Mark("commit", COMMITS, 1, PID + 1))
     found.effects.insert(0, next(effect for effect in found.effects if effect.outbox_id == BEHIND))
     assert judged(found).breaches
+
+
+def test_records_at_one_place_of_two_topics_are_two() -> None:
+    found = cast("Any", evidence())
+    found.rejected.append(dataclasses.replace(found.rejected[0], topic="another"))
+    assert judged(found).breaches == []
+
+
+@pytest.mark.parametrize(("lag", "breaches"), [(0, []), (1, [8]), (None, [8])])
+def test_lag_must_be_none_when_nothing_is_on_its_way(lag: int | None, breaches: list[int]) -> None:
+    verdict = Verdict()
+    judge_lags(verdict, {"probe": lag, "agent": 0})
+    assert verdict.checked[8] == 2
+    assert [breach.promise for breach in verdict.breaches] == breaches
 
 
 def test_hook_may_be_lost_with_its_process() -> None:
