@@ -31,6 +31,9 @@ def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[
     messages: Messages = {}
     rejected: list[Rejection] = []
     for record in records:
+        if record.fault:
+            rejected.append(Rejection(record, record.fault))
+            continue
         try:
             message = decode_message(record.value)
         except EnvelopeError as error:
