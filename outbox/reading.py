@@ -39,6 +39,9 @@ def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[
     event_ids: EventIds = {}
     rejected: list[Rejection] = []
     for record in records:
+        if record.fault:
+            rejected.append(Rejection(record, record.fault))
+            continue
         try:
             message = decode_message(record.value)
         except EnvelopeError as error:

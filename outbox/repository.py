@@ -91,7 +91,7 @@ class OutboxRepository:
         due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
-            f" CASE WHEN {length} <= %s THEN m.payload END, m.traceparent,"
+            f" CASE WHEN {length} <= %s THEN {self._sql.bytes_of.format('m.payload')} END, m.traceparent,"
             f" {self._sql.exact.format(self._sql.dated.format('m.next_retry_at'))},"
             f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
@@ -110,7 +110,7 @@ class OutboxRepository:
         long = self.payloads_of([row[0] for row in rows if row[3] is None and row[7] <= max_length])
         return Claim(
             rows=sorted(
-                (Due(row[0], row[1], row[2], long.get(row[0], row[3]), row[4], row[8]) for row in rows),
+                (Due(row[0], row[1], row[2], long.get(row[0], _in_bytes(row[3])), row[4], row[8]) for row in rows),
                 key=attrgetter("id"),
             ),
             claimed_at=rows[0][6],
@@ -118,16 +118,17 @@ class OutboxRepository:
             is_cut=len(rows) < len(found),
         )
 
-    def payloads_of(self, ids: Collection[int]) -> dict[int, str]:
+    def payloads_of(self, ids: Collection[int]) -> dict[int, bytes]:
         """Return the payload columns of those of ``ids`` that have a row, however long."""
         if not ids:
             return {}
-        found = self._fetch(f"SELECT id, payload FROM {self._table} WHERE id IN ({id_list(ids)})")
-        return {row_id: payload or "" for row_id, payload in found}
+        payload = self._sql.bytes_of.format("payload")
+        found = self._fetch(f"SELECT id, {payload} FROM {self._table} WHERE id IN ({id_list(ids)})")
+        return {row_id: _in_bytes(stored) or b"" for row_id, stored in found}
 
-    def payload_of(self, row_id: int) -> str:
-        """Return the payload column of one row, however long; an empty text when it is NULL or the row is gone."""
-        return self.payloads_of([row_id]).get(row_id, "")
+    def payload_of(self, row_id: int) -> bytes:
+        """Return the payload column of one row, however long; nothing when it is NULL or the row is gone."""
+        return self.payloads_of([row_id]).get(row_id, b"")
 
     def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
         """Mark rows that the broker acknowledged, without waiting for those that somebody else has locked.
@@ -186,13 +187,13 @@ class OutboxRepository:
         found = self._fetch(
             "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
-            f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN payload END,"
+            f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN {self._sql.bytes_of.format('payload')} END,"
             f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions, event_id"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
             f" ORDER BY id{self._sql.skip_locked}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
-        return [Locked(*(*row[:7], bool(row[7]), *row[8:])) for row in found]
+        return [Locked(*row[:7], bool(row[7]), row[8], _in_bytes(row[9]), *row[10:]) for row in found]
 
     def existing(self, ids: Collection[int]) -> dict[int, tuple[str, str]]:
         """Return (event type, key) of those of ``ids`` that have a row, by a plain read that waits for nobody."""
@@ -545,3 +546,11 @@ def _columns(failure: Failure) -> list[Any]:
 def _due_order(row: Sequence[Any]) -> tuple[bool, Any, int]:
     """Return what a claimed row is sorted by, as the search for what is due sorts: what has no moment comes first."""
     return row[5] is not None, row[5], row[0]
+
+
+def _in_bytes(stored: str | bytes | None) -> bytes | None:
+    """Return a payload as UTF-8: a text with one character outside of the BMP takes 4 bytes for each, and is copied.
+
+    That is as MySQL's driver gives it; the others give texts, which are let go of here.
+    """
+    return stored.encode() if isinstance(stored, str) else stored

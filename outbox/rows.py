@@ -45,7 +45,7 @@ class Due(msgspec.Struct, frozen=True, gc=False):
     id: int
     event_type: str
     message_key: str
-    payload: str | None
+    payload: bytes | None
     traceparent: str
     event_id: str = ""
 
@@ -83,7 +83,7 @@ class Locked(msgspec.Struct, frozen=True, gc=False):
     max_retry: int
     is_due: bool
     traceparent: str
-    payload: str | None
+    payload: bytes | None
     payload_length: int
     interruptions: int = 0
     event_id: str = ""

@@ -33,7 +33,7 @@ def locked(row_id: int, key: str = "k", event_type: str = "good") -> Locked:
         max_retry=20,
         is_due=True,
         traceparent="",
-        payload="{}",
+        payload=b"{}",
         payload_length=2,
     )
 

@@ -51,7 +51,7 @@ def note_large_texts(monkeypatch: pytest.MonkeyPatch, length: int) -> list[int]:
 
     def fetch_and_note(repository: OutboxRepository, *statement: Any) -> list[tuple[Any, ...]]:
         found = fetch(repository, *statement)
-        noted.append(sum(isinstance(value, str) and len(value) >= length for each in found for value in each))
+        noted.append(sum(isinstance(value, (str, bytes)) and len(value) >= length for each in found for value in each))
         return found
 
     monkeypatch.setattr(OutboxRepository, "_fetch", fetch_and_note)

@@ -1,4 +1,4 @@
-"""`make limits`: whether memory stays flat, a backlog costs no speed, and pruning disturbs nobody."""
+"""`make limits`: whether memory is bounded and stays flat, a backlog costs no speed, and pruning disturbs nobody."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from benchmarks.limits import backlog, prune, soak
+from benchmarks.limits import backlog, memory, prune, soak
 from benchmarks.report import Outcome
 
-_EXPERIMENTS: Final = ("soak", "backlog", "prune")
+_EXPERIMENTS: Final = ("memory", "soak", "backlog", "prune")
 _BROKEN_HARNESS: Final = 2
 _QUIET_LOAD: Final = 0.5
 
@@ -36,7 +36,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("experiment", choices=(*_EXPERIMENTS, "all"), nargs="?", default="all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
     parser.add_argument("--keep", action="store_true", help="leave the database and the logs")
-    parser.add_argument("--rows", type=int, help="rows of backlog (default: 2,000,000) and prune (10,000,000)")
+    parser.add_argument("--rows", type=int, help="rows: memory 160, backlog 2,000,000, prune 10,000,000")
     parser.add_argument("--payload", type=int, help="payload bytes; soak and backlog: 1000, prune: 320, the least")
     of_soak = parser.add_argument_group("soak")
     of_soak.add_argument("--minutes", type=float, default=10.0, help="how long (default: 10)")
@@ -58,6 +58,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def run(name: str, options: argparse.Namespace) -> Outcome:
     """Run one experiment."""
+    if name == "memory":
+        return memory.measure(rows=options.rows or 160, keep=options.keep)
     if name == "soak":
         plan = soak.Plan(
             minutes=options.minutes,

@@ -78,7 +78,9 @@ class ClientFactory:
         for key in options.common:
             if key not in everything:
                 raise ConfigurationError(f"options of the Kafka broker: 'common' has no option {key!r}")
-        if fault := _kafka_codecs.fault_of(self.client_options("producer", KafkaProducer).get("compression_type")):
+        producer = self.client_options("producer", KafkaProducer)
+        fault = _kafka_codecs.fault_of(producer.get("compression_type")) or _kafka_codecs.fault_of_size(producer)
+        if fault:
             raise ConfigurationError(f"options of the Kafka broker: 'producer': {fault}")
         if self.isolation_level not in _ISOLATION_LEVELS:
             raise ConfigurationError(

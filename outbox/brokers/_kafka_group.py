@@ -16,6 +16,7 @@ from kafka.errors import IllegalStateError, KafkaError, KafkaTimeoutError
 from kafka.structs import OffsetAndMetadata
 
 from outbox.brokers._kafka_client import ClientFactory, describe
+from outbox.brokers._kafka_poll import PollFullError
 from outbox.brokers._kafka_private import Part, close_client, look_up
 from outbox.brokers._kafka_ways import read_whatever_lies_there
 from outbox.brokers.base import IncomingRecord
@@ -119,7 +120,7 @@ class GroupMember:
         }
         self._consumer, self._network = clients.consumer(defaults, client_id=client_id, fixed=fixed)
         assignor.consumer = self._consumer
-        read_whatever_lies_there(self._consumer)
+        self._room = read_whatever_lies_there(self._consumer)
         coordinator = look_up(Part.JOINING, self._consumer, "_coordinator")
         names = ("rejoining", "request_rejoin", "need_rejoin", "poll")
         self._coordinator = coordinator if look_up(Part.JOINING, coordinator, *names) else None
@@ -143,20 +144,30 @@ class GroupMember:
             coordinator.request_rejoin()
         return not coordinator.need_rejoin() or coordinator.poll(timeout_ms=_JOIN_S * 1000)
 
-    def read(self, max_records: int) -> dict[int, list[IncomingRecord]]:
-        """Wait a moment for records; return up to ``max_records`` by partition."""
+    def read(self, max_records: int, *, max_bytes: int) -> dict[int, list[IncomingRecord]]:
+        """Wait a moment for records; return up to ``max_records`` by partition, the last going beyond ``max_bytes``."""
         consumer = self._consumer
         paused = consumer.paused()
         if paused:
             consumer.resume(*paused)
         joins = self._coordinator is None and not consumer.assignment()
-        return _by_partition(consumer.poll(timeout_ms=(_JOIN_S if joins else _POLL_S) * 1000, max_records=max_records))
+        return self._poll(max_records, max_bytes=max_bytes, timeout_s=_JOIN_S if joins else _POLL_S)
 
     def stand_by(self) -> dict[int, list[IncomingRecord]]:
-        """Keep the membership without reading; return the records of a partition that was assigned in this moment."""
+        """Keep the membership without reading; return a record of a partition that was assigned in this moment."""
         consumer = self._consumer
         consumer.pause(*consumer.assignment())
-        return _by_partition(consumer.poll(timeout_ms=0))
+        return self._poll(1, max_bytes=1, timeout_s=0.0)
+
+    def _poll(self, max_records: int, *, max_bytes: int, timeout_s: float) -> dict[int, list[IncomingRecord]]:
+        def poll() -> dict[int, list[IncomingRecord]]:
+            return _by_partition(self._consumer.poll(timeout_ms=timeout_s * 1000, max_records=max_records))
+
+        self._room.left = max_bytes
+        try:
+            return poll()
+        except PollFullError:  # that is said of the poll before
+            return poll()
 
     def positions(self, partitions: Iterable[int]) -> dict[int, int]:
         """Return the offset to be read next by partition, without those for which the client has none.
@@ -240,6 +251,8 @@ def _incoming(record: Any) -> IncomingRecord:
         key=record.key,
         value=record.value,
         header_source=headers if callable(headers) else tuple((name, value or b"") for name, value in headers),
+        header_bytes=headers.size_bytes if callable(headers) else 0,
+        fault=getattr(headers, "fault", ""),
     )
 
 

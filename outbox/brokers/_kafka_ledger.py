@@ -102,6 +102,11 @@ class Ledger:
         free = self._max_records - len(self._ahead)
         return 0 if self._ahead_bytes >= self._max_bytes or free < self._max_records // 4 else max(0, free)
 
+    @property
+    def room_bytes(self) -> int:
+        """How many more bytes may be read ahead; the last record may go beyond."""
+        return max(0, self._max_bytes - self._ahead_bytes)
+
     def add(self, partition: int, records: Sequence[IncomingRecord]) -> None:
         """Take in records of one partition, in order; those of a partition that is not ours any more are dropped."""
         tenure = self._tenures.get(partition)
@@ -185,4 +190,4 @@ class Ledger:
 
 
 def _size(record: IncomingRecord) -> int:
-    return len(record.value or b"") + len(record.key or b"") + _RECORD_OVERHEAD_BYTES
+    return len(record.value or b"") + len(record.key or b"") + record.header_bytes + _RECORD_OVERHEAD_BYTES

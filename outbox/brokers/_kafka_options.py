@@ -72,8 +72,8 @@ class KafkaOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """How long a created topic may take to get its leaders."""
     prefetch_records: PositiveInt = 2000
     """Records read ahead of the caller by one subscription."""
-    prefetch_bytes: PositiveInt = 32 * 1024 * 1024
-    """Bytes read ahead; the last response may go beyond it."""
+    prefetch_bytes: PositiveInt = 16 * 1024 * 1024
+    """Bytes read ahead; the last record may go beyond it."""
     revoke_timeout_seconds: PositiveSeconds = 5.0
     """How long a partition that moves to another member waits for the caller to commit what it received of it."""
 

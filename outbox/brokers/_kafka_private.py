@@ -33,7 +33,10 @@ class Part(enum.Enum):
     """What a set of private names is for; the value says what goes on without it."""
 
     WRITING = "records are encoded by send(), at twice the cost"
-    READING = "records are read by the client alone, and one that it cannot read holds up its partition"
+    READING = (
+        "records are read by the client alone: one that it cannot read holds up its partition, and nothing bounds the "
+        "memory that a compressed batch takes"
+    )
     JOINING = "poll() joins the group, which may take several rebalances"
     HANDING_OVER = "partitions move without waiting for their records in work, and those come again"
     NETWORK = "why no broker lets us in is not known, and sending to a misspelt topic may create it"

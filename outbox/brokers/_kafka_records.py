@@ -9,45 +9,43 @@ Without this, one such record would hold up its partition for ever.
   why. No outbox message looks like it, so it is kept as a rejected record; those of its events that are ours are
   delivered again.
 * A batch whose checksum is wrong, likewise, once it was fetched so three times: it may have been damaged on its way.
+* A batch that decompresses to more than a batch may: see ``_kafka_codecs``. Nothing of it is read.
 
 A batch whose codec has no library here is not among them: it can be read as soon as somebody installs it.
 
-Headers are read when somebody asks for them, so that what nobody looks at costs nothing.
+What is read takes bounded memory: one batch is decompressed at a time, its records are made as they are asked for, and
+a poll gives no more bytes than it has room for (``PollRoom``). Headers are read when somebody asks for them, so that
+what nobody looks at costs nothing.
 
 Only the consumers that are told so read like this: ``FetchedRecords`` stands in the place of the class that the fetcher
-of such a consumer makes of each answer, ``Fetcher.PartitionRecords``. Not public are that class and its place, and of
-``DefaultRecordBatch`` ``_buffer``, ``_pos`` and ``_read_msg``. Whether all that is as it was, ``difference`` finds out.
+of such a consumer makes of each answer, ``Fetcher.PartitionRecords``. Not public are that class, its place, and its
+``record_iterator``, ``bytes_read`` and ``take``; of ``DefaultRecordBatch`` ``_buffer``, ``_pos``, ``_decompressed`` and
+``_read_msg``; of ``LegacyRecordBatch`` ``_buffer`` and ``_crc``. Whether all that is as it was, ``difference`` finds
+out.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Final
 
 from kafka import TopicPartition
 from kafka.consumer.fetcher import Fetcher
-from kafka.errors import CorruptRecordError, UnsupportedCodecError
+from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch, DefaultRecordBatchBuilder
+from kafka.record.legacy_records import LegacyRecordBatch
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import decode_varint
 
 from outbox.brokers import _kafka_codecs as codecs
+from outbox.brokers import _kafka_old_records as old
+from outbox.brokers._kafka_poll import PollFullError, PollRoom
+from outbox.brokers._kafka_unreadable import CheckedBatch, as_far_as_readable
 from outbox.envelope import Headers
-from outbox.log_text import get_logger
-
-logger = get_logger(__name__)
-
-UNREADABLE: Final = "outbox-unreadable-batch"
 
 UNREADABLE_HEADERS: Final = "outbox-unreadable-headers"
 """Its value is what is left of a record's headers from the first on that cannot be read."""
-
-_FETCHES: Final = 3
-"""After so many, a batch with a wrong checksum is one that lies there."""
-
-_damaged: Final[Counter[tuple[int, int, int]]] = Counter()
-"""How often a batch came with a wrong checksum."""
 
 
 class PackedHeaders:
@@ -64,6 +62,10 @@ class PackedHeaders:
     def __bool__(self) -> bool:
         """Say no, whatever they are: of headers that are true the client reads the lengths, which nobody uses."""
         return False
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self._packed)
 
     def __call__(self) -> Headers:
         """Return them; what cannot be read is one more by the name of ``UNREADABLE_HEADERS``."""
@@ -96,18 +98,24 @@ def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:
     return bytes(buffer[at : at + length]), at + length
 
 
-class _ControlBatch(DefaultRecordBatch):  # type: ignore[misc] # the client has no types
-    """A batch that a consumer has fetched, with a marker of a transaction in it or with records."""
+class _OldBatch(CheckedBatch, LegacyRecordBatch):  # type: ignore[misc] # the client has no types
+    """One of an old format: a message, or several that are compressed together."""
 
     __slots__ = ()
 
-    def validate_crc(self: Any) -> bool:
-        """Say whether the batch is to be read: it is whole, or it lies there as it is."""
-        if _is_whole(self):
-            return True
-        identity = _identity(self)
-        _damaged[identity] += 1
-        return _damaged[identity] >= _FETCHES
+    crc = property(attrgetter("_crc"))
+    last_offset = property(attrgetter("base_offset"))
+    max_timestamp = LegacyRecordBatch.NO_TIMESTAMP
+
+    def __iter__(self: Any) -> Iterator[Any]:
+        """Give what can be read of the batch, and a record that stands for the rest."""
+        return as_far_as_readable(self, self._buffer, lambda: old.records(self, self._buffer), done=-1)
+
+
+class _ControlBatch(CheckedBatch, DefaultRecordBatch):  # type: ignore[misc] # as above
+    """One with a marker of a transaction in it, or with records."""
+
+    __slots__ = ()
 
 
 class _FetchedBatch(_ControlBatch):
@@ -117,31 +125,17 @@ class _FetchedBatch(_ControlBatch):
 
     def __iter__(self: Any) -> Iterator[Any]:
         """Give what can be read of the batch, and a record that stands for the rest."""
-        fetched = self._buffer
-        done, last = self.base_offset - 1, self.last_offset
-        try:
-            if _damaged and _damaged[_identity(self)] >= _FETCHES:
-                yield _stand_in(self, fetched, done, "its checksum is wrong")
-                return
-            DefaultRecordBatch.__iter__(self)  # decompresses
-            while (record := next(self, None)) is not None:
-                if not done < record.offset <= last:  # committing such an offset would lose what is between
-                    raise CorruptRecordError(f"offset {record.offset}, where {done + 1} to {last} are due")
-                yield record
-                done = record.offset
-        except Exception as error:
-            name = codecs.NAMES.get(self.compression_type)
-            if isinstance(error, UnsupportedCodecError) and name in codecs.missing():
-                how = codecs.how_to_get([name])
-                raise UnsupportedCodecError(
-                    f"records are compressed by {name}, whose library is missing: {how}"
-                ) from error
-            if done < last:
-                yield _stand_in(self, fetched, done, f"{type(error).__name__}: {error}")
-            else:
-                logger.warning(
-                    "Kafka: a batch whose last offset is %s has more in it than its records: %s", done, error
-                )
+        return as_far_as_readable(self, self._buffer, self.records, done=self.base_offset - 1)
+
+    def records(self: Any) -> Iterator[Any]:
+        """Give the records; the first one takes that they are decompressed, within the limit."""
+        if self.compression_type and not self._decompressed:
+            self._buffer = codecs.decompress(self.compression_type, memoryview(self._buffer)[self._pos :])
+            self._pos = 0
+            self._decompressed = True
+        DefaultRecordBatch.__iter__(self)
+        while (record := next(self, None)) is not None:
+            yield record
 
     def _read_msg(self: Any) -> Any:
         """Read the next record but for its headers (https://kafka.apache.org/documentation/#record)."""
@@ -169,30 +163,8 @@ class _FetchedBatch(_ControlBatch):
         )
 
 
-def _stand_in(batch: Any, fetched: bytes, done: int, reason: str) -> Any:
-    text = f"offsets {done + 1} to {batch.last_offset} cannot be read: {reason}"
-    logger.warning("Kafka: %s", text)
-    return DefaultRecord(
-        len(fetched),
-        batch.last_offset,  # the next one to be fetched is behind the batch
-        batch.max_timestamp,
-        batch.timestamp_type,
-        None,
-        bytes(fetched),
-        [(UNREADABLE, text.encode())],
-    )
-
-
-def _is_whole(batch: Any) -> bool:
-    return bool(DefaultRecordBatch.validate_crc(batch))
-
-
-def _identity(batch: Any) -> tuple[int, int, int]:
-    return (batch.base_offset, batch.crc, batch.size_in_bytes)
-
-
 class FetchedBatches:
-    """The batches of one answer; each becomes one of ours when it is asked for, but for those of old formats."""
+    """The batches of one answer; each becomes one of ours when it is asked for."""
 
     __slots__ = ("_batches",)
 
@@ -203,14 +175,51 @@ class FetchedBatches:
         batch = self._batches.next_batch()
         if type(batch) is DefaultRecordBatch:
             batch.__class__ = _ControlBatch if batch.is_control_batch else _FetchedBatch
+        elif type(batch) is LegacyRecordBatch:
+            batch.__class__ = _OldBatch
         return batch
 
 
 class FetchedRecords(Fetcher.PartitionRecords):  # type: ignore[misc] # the client has no types
     """The records of one partition in one answer, read as this module says."""
 
-    def __init__(self, fetch_offset: int, partition: Any, batches: Any, *args: Any, **options: Any) -> None:
+    def __init__(
+        self, fetch_offset: int, partition: Any, batches: Any, *args: Any, room: PollRoom, **options: Any
+    ) -> None:
         super().__init__(fetch_offset, partition, FetchedBatches(batches), *args, **options)
+        self._room = room
+        self.record_iterator = _WithinRoom(self, room)
+
+    def take(self, n: int | None = None) -> list[Any]:
+        """Return up to ``n`` records, fewer where the poll has no room for more.
+
+        :raises PollFullError: it has no room for any; the client then ends its poll, and raises this at the next one.
+        """
+        if self._room.left <= 0:
+            raise PollFullError
+        taken: list[Any] = super().take(n)
+        return taken
+
+
+class _WithinRoom:
+    """The records of one partition; they end where the poll has no room, and go on when the next one has."""
+
+    __slots__ = ("_part", "_records", "_room")
+
+    def __init__(self, part: FetchedRecords, room: PollRoom) -> None:
+        self._part, self._room = part, room
+        self._records: Iterator[Any] = part.record_iterator
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._room.left <= 0:
+            raise StopIteration
+        before = self._part.bytes_read
+        record = next(self._records)
+        self._room.left -= self._part.bytes_read - before
+        return record
 
 
 # --- the self-test ---------------------------------------------------------------------------------------------------
@@ -222,16 +231,21 @@ def difference() -> str:
     :raises Exception: whatever comes of a client that is made otherwise.
     """
     place = TopicPartition("self-test", 0)
-    for compression in (DefaultRecordBatchBuilder.CODEC_NONE, DefaultRecordBatchBuilder.CODEC_GZIP):
+    for compression in (0, *(number for number, name in codecs.NAMES.items() if name not in codecs.missing())):
         builder = DefaultRecordBatchBuilder(2, compression, False, -1, -1, -1, 1 << 16)
         builder.append(0, 1_700_000_000_000, b"key", b"v" * 300, [("name", b"header"), ("", None)])
         builder.append(1, 1_699_999_999_000, None, b"", [])
         builder.append(2, 1_700_000_000_070, b"k" * 70, None, [(f"name-{number}", b"x") for number in range(70)])
         raw = bytes(builder.build())
         for first in (0, 1):
-            ours = FetchedRecords(first, place, MemoryRecords(raw))
+            room = PollRoom(1)
+            ours = FetchedRecords(first, place, MemoryRecords(raw), room=room)
             theirs = Fetcher.PartitionRecords(first, place, MemoryRecords(raw))
-            if [_comparable(each) for each in ours.take()] != [_comparable(each) for each in theirs.take()]:
+            found = ours.take()
+            if len(found) != 1 or room.left > 0:
+                return f"{len(found)} records are read where there is room for one"
+            room.left = 1 << 20
+            if [_comparable(each) for each in [*found, *ours.take()]] != [_comparable(each) for each in theirs.take()]:
                 return "records are read otherwise than by the client"
             if ours.next_fetch_offset != theirs.next_fetch_offset:
                 return f"reading goes on at {ours.next_fetch_offset}, that of the client at {theirs.next_fetch_offset}"

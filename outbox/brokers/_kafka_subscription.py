@@ -221,9 +221,9 @@ class KafkaSubscription:
             self._break_silence(member)
             return
         with self._changed:
-            room = self._ledger.room
+            room, room_bytes = self._ledger.room, self._ledger.room_bytes
         if room:
-            self._read_ahead(member, room)
+            self._read_ahead(member, room, room_bytes)
         else:
             self._stand_by(member)
         if self._outage:
@@ -232,8 +232,8 @@ class KafkaSubscription:
             self._make_up_for_commit()
         self._commit_positions(member)
 
-    def _read_ahead(self, member: GroupMember, room: int) -> None:
-        found = member.read(min(room, 500))
+    def _read_ahead(self, member: GroupMember, room: int, room_bytes: int) -> None:
+        found = member.read(min(room, 500), max_bytes=room_bytes)
         if found:
             self._hear()
             with self._changed:

@@ -1,4 +1,4 @@
-"""Two ways to write and to read records: ours, which is fast and knows the client's inside, and the public one.
+"""Two ways to write and to read records: ours, which is fast and bounded and knows the client's inside, and the public.
 
 Ours is the normal one. Before it is first used in a process, both are tried on the same records (a few milliseconds);
 where they do not agree, or ours finds the client made otherwise, the public way is taken.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, Protocol
 
+from outbox.brokers._kafka_poll import PollRoom
 from outbox.brokers._kafka_private import Part, do_without, look_up
 from outbox.envelope import Headers
 
@@ -55,15 +56,21 @@ def writer(client: Any) -> Writer:
         return PublicWriter(client)
 
 
-def read_whatever_lies_there(consumer: Any) -> None:
-    """Have ``consumer``, a ``KafkaConsumer``, read as ``_kafka_records`` does."""
+def read_whatever_lies_there(consumer: Any) -> PollRoom:
+    """Have ``consumer``, a ``KafkaConsumer``, read as ``_kafka_records`` does; return the room of its polls.
+
+    Where the client reads alone, it gives as many bytes as it likes.
+    """
+    room = PollRoom(0)
     if fault := reading_fault():
         do_without(Part.READING, fault)
-        return
+        return room
     from outbox.brokers._kafka_records import FetchedRecords  # noqa: PLC0415 - as above
 
     if look_up(Part.READING, consumer, "_fetcher.PartitionRecords") is not None:
-        consumer._fetcher.PartitionRecords = FetchedRecords  # noqa: SLF001 - an attribute of this one, not of the class
+        # An attribute of this one, not of the class.
+        consumer._fetcher.PartitionRecords = partial(FetchedRecords, room=room)  # noqa: SLF001
+    return room
 
 
 @cache

@@ -44,6 +44,10 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     value: bytes | None
     header_source: Headers | Callable[[], Headers] = ()
     """The headers, or what reads them: hardly anybody asks."""
+    header_bytes: int = 0
+    """How much memory they take, as far as they are not read."""
+    fault: str = ""
+    """Why it stands for others that the subscription could not read; empty for a record of the topic."""
 
     @property
     def place(self) -> tuple[str, int, int]:

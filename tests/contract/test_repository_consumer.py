@@ -34,7 +34,7 @@ def test_lock_returns_what_exists_in_the_order_of_ids(alias: str, repository: Ou
 
     assert [each.id for each in found] == [first, second]
     assert (found[0].retry_count, found[0].max_retry, found[0].traceparent) == (3, 9, "00-aa")
-    assert found[0].payload == get(alias, first).payload
+    assert found[0].payload == get(alias, first).payload.encode()
     assert found[0].payload_length == len(get(alias, first).payload)
     assert locked(repository) == []
 

@@ -42,7 +42,7 @@ def test_claim_returns_due_rows_in_the_order_of_their_ids(alias: str, repository
 
     assert [due.id for due in claim.rows] == [first, second, third]
     assert claim.rows[0].event_type == NOTE
-    assert claim.rows[0].payload == get(alias, first).payload
+    assert claim.rows[0].payload == get(alias, first).payload.encode()
 
 
 def test_claim_takes_the_longest_waiting_up_to_the_limit(alias: str, repository: OutboxRepository) -> None:
@@ -74,7 +74,9 @@ def test_claim_is_cut_where_its_payloads_are_too_large_together(
         after = claims[-1].last if claims[-1].is_cut else None
 
     assert [due.id for claim in claims for due in claim.rows] == ids
-    assert [due.payload for claim in claims for due in claim.rows] == [get(alias, each).payload for each in ids]
+    assert [due.payload for claim in claims for due in claim.rows] == [
+        get(alias, each).payload.encode() for each in ids
+    ]
     assert [claim.is_cut for claim in claims] == [True, True, False]
     assert (sum(statements), max(statements)) == (5, 2)
 
@@ -84,7 +86,7 @@ def test_claim_holds_a_payload_that_is_too_large_by_itself(alias: str, repositor
 
     claim = repository.claim(shards=None, limit=20, max_length=UNLIMITED, max_bytes=10)
 
-    assert [(due.id, due.payload) for due in claim.rows] == [(ids[0], get(alias, ids[0]).payload)]
+    assert [(due.id, due.payload) for due in claim.rows] == [(ids[0], get(alias, ids[0]).payload.encode())]
     assert claim.is_cut
 
 
@@ -204,21 +206,32 @@ def test_claim_leaves_a_long_payload_in_its_row(alias: str, repository: OutboxRe
 
     claimed = {due.id: due.payload for due in repository.claim(shards=None, limit=10, max_length=100).rows}
 
-    assert claimed == {short: "x" * 100, long: None}
-    assert repository.payload_of(long) == "x" * 101
+    assert claimed == {short: b"x" * 100, long: None}
+    assert repository.payload_of(long) == b"x" * 101
 
 
 def test_length_of_a_payload_is_in_bytes(alias: str, repository: OutboxRepository) -> None:
     """Brokers limit bytes: a text of 100 characters may be 300 bytes long."""
-    row_id = row(alias, stored="会" * 100, status=Status.PENDING)
+    stored = "会" * 100
+    row_id = row(alias, stored=stored, status=Status.PENDING)
 
     assert repository.claim(shards=None, limit=10, max_length=299).rows[0].payload is None
-    assert repository.claim(shards=None, limit=10, max_length=300).rows[0].payload == "会" * 100
+    assert repository.claim(shards=None, limit=10, max_length=300).rows[0].payload == stored.encode()
     assert locked(repository, row_id)[0].payload_length == 300
 
 
 def test_payload_of_a_row_that_is_gone_is_empty(repository: OutboxRepository) -> None:
-    assert repository.payload_of(4711) == ""
+    assert repository.payload_of(4711) == b""
+
+
+def test_payloads_come_as_bytes_however_they_come(alias: str, repository: OutboxRepository) -> None:
+    """As a text, one character outside of the BMP has all others take 4 bytes."""
+    stored = "x" * 1_000 + "😀é"
+    row_id = row(alias, stored=stored, status=Status.PENDING)
+    [claimed] = repository.claim(shards=None, limit=1, max_length=UNLIMITED).rows
+    [long] = repository.claim(shards=None, limit=1_000, max_length=2_000, max_bytes=2_000).rows
+    assert claimed.payload == long.payload == locked(repository, row_id)[0].payload == stored.encode()
+    assert repository.payloads_of([row_id]) == {row_id: stored.encode()}
 
 
 # --- mark published ----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def test_row_of_other_software_with_the_shared_columns_only_is_valid(alias: str,
     [claimed] = repository.claim(shards=None, limit=10, max_length=UNLIMITED).rows
 
     found = get(alias, claimed.id)
-    assert claimed.payload == stored
+    assert claimed.payload == stored.encode()
     assert claimed.traceparent == ""
     assert 0 <= found.shard < SHARD_COUNT
     assert found.created_at is not None

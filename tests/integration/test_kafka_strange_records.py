@@ -7,20 +7,24 @@ import json
 import secrets
 import shutil
 import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, codec
 from kafka.record import default_records
 from kafka.record.default_records import DefaultRecordBatch
+from kafka.record.util import encode_varint
 
-from outbox.brokers import _kafka_records
-from outbox.brokers._kafka_records import UNREADABLE
+from outbox.brokers import _kafka_unreadable
+from outbox.brokers._kafka_codecs import MAX_BATCH_BYTES
+from outbox.brokers._kafka_unreadable import UNREADABLE
 from outbox.brokers.base import IncomingRecord, OutgoingRecord
 from outbox.brokers.kafka import KafkaBroker
 from outbox.brokers.memory import MemoryBroker
@@ -29,6 +33,8 @@ from outbox.models import RejectedRecord, service_route
 from outbox.routes import ServiceRoute
 from outbox.workers import build_consumer
 from tests.services import in_ci, kafka_servers, require
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 CODECS = ("gzip", "snappy", "lz4", "zstd")
 
@@ -218,6 +224,88 @@ def test_batch_that_cannot_be_decompressed_is_kept_as_a_rejected_record(
     assert "offsets 1 to 3" in str(json.loads(kept.headers))
 
 
+MIB = 1024 * 1024
+
+
+def bomb(mib: int) -> bytes:
+    """Return one record with a value of so many MiB of zeros, compressed; nobody ever holds it whole."""
+    size = mib * MIB
+    head = bytearray(b"\0\0\0\x01")  # attributes, moment and offset; no key
+    encode_varint(size, head.append)
+    record = bytearray()
+    encode_varint(len(head) + size + 1, record.append)
+    packer = zlib.compressobj(wbits=31)
+    pieces = [packer.compress(bytes(record + head)), *(packer.compress(bytes(MIB)) for _ in range(mib))]
+    return b"".join([*pieces, packer.compress(b"\0"), packer.flush()])  # no headers
+
+
+@pytest.fixture
+def drop(produce: Produce, monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    """Give a function that writes what ``bomb`` made as a batch of one record."""
+
+    def write(packed: bytes) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(default_records, "gzip_encode", lambda data: packed)
+            produce(b"x" * (len(packed) + 1_000), compression_type="gzip")
+
+    return write
+
+
+def receive_in_process(servers: list[str], route: ServiceRoute, count: int) -> dict[str, Any]:
+    """Receive ``count`` records in a process of its own, as a group of its own; return what came and what it took."""
+    command = [sys.executable, "-m", "tests.integration.memory_process", ",".join(servers), route.topic, str(count)]
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("database_alias", ["default"], indirect=True)
+def test_gzip_bomb_is_one_rejected_record_and_takes_bounded_memory(
+    alias: str,
+    broker: KafkaBroker,
+    servers: list[str],
+    route: ServiceRoute,
+    produce: Produce,
+    drop: Callable[[bytes], None],
+) -> None:
+    """0.7 MB took 2.8 GiB, and there may be many."""
+    produce(b"before")
+    packed = bomb(720)
+    assert len(packed) < 800_000
+    for _ in range(3):
+        drop(packed)
+    produce(b"after")
+
+    found = receive_in_process(servers, route, 5)
+
+    assert found["grown_mib"] < 2 * MAX_BATCH_BYTES // MIB
+    assert found["sizes"] == [6, *[len(packed) + DefaultRecordBatch.HEADER_STRUCT.size] * 3, 5]
+    received = receive(broker, route, 5)
+    assert [record.value for record in (received[0], received[-1])] == [b"before", b"after"]
+    build_consumer(service_route("agent"), MemoryBroker()).handle(received[1:-1])
+    kept = RejectedRecord.objects.using(alias).get(topic=route.topic, offset=2)
+    assert kept.reason == (
+        f"offsets 2 to 2 cannot be read: BatchTooLargeError: {len(packed):,} bytes of gzip decompress to more than the "
+        f"limit of {MAX_BATCH_BYTES:,} bytes"
+    )
+
+
+def test_many_batches_just_below_the_limit_take_bounded_memory(
+    servers: list[str], route: ServiceRoute, produce: Produce, drop: Callable[[bytes], None]
+) -> None:
+    """One answer of 8 MiB can hold a hundred: they are read as there is room for them."""
+    packed = bomb(60)
+    for _ in range(10):
+        drop(packed)
+    produce(b"after")
+
+    found = receive_in_process(servers, route, 11)
+
+    assert found["sizes"] == [60 * MIB] * 10 + [5]
+    assert found["grown_mib"] < 6 * 60, "and not ten times"
+
+
 def test_reading_goes_on_in_the_middle_of_an_unreadable_batch(
     broker: KafkaBroker, route: ServiceRoute, produce: Produce, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +333,7 @@ def test_batch_with_a_wrong_checksum_is_fetched_again_and_then_kept(
 ) -> None:
     produce(b"damaged")
     produce(b"after")
-    monkeypatch.setattr(_kafka_records, "_is_whole", lambda batch: batch.base_offset != 0)
+    monkeypatch.setattr(_kafka_unreadable, "_is_whole", lambda batch: batch.base_offset != 0)
 
     stand_in, after = receive(broker, route, 2)
 
@@ -259,7 +347,7 @@ def test_batch_that_was_damaged_on_its_way_is_read_when_it_is_fetched_again(
 ) -> None:
     produce(b"damaged")
     answers = iter([False, True, True, True])
-    monkeypatch.setattr(_kafka_records, "_is_whole", lambda batch: next(answers))
+    monkeypatch.setattr(_kafka_unreadable, "_is_whole", lambda batch: next(answers))
 
     assert [record.value for record in receive(broker, route, 1)] == [b"damaged"]
 

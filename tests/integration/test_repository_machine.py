@@ -151,9 +151,9 @@ class RepositoryMachine(RuleBasedStateMachine):
         for each in found.rows:
             row = self.model.rows[each.id]
             fits = len(row["payload"].encode()) <= max_length
-            assert each.payload == (row["payload"] if fits else None)
+            assert each.payload == (row["payload"].encode() if fits else None)
             assert (each.event_type, each.message_key) == (row["event_type"], row["message_key"])
-            assert self.repository.payload_of(each.id) == row["payload"]
+            assert self.repository.payload_of(each.id) == row["payload"].encode()
         if due and all(row["next_retry_at"] for row in due):
             assert found.last is not None
             assert (from_db(found.last[0]), found.last[1]) == (due[-1]["next_retry_at"], due[-1]["id"])
@@ -233,7 +233,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                 **{name: row[name] for name in ("retry_count", "replay_count", "max_retry", "interruptions")},
                 traceparent=row["traceparent"],
                 is_due=self.model.is_due(row),
-                payload=row["payload"] if is_unfinished and length <= max_length else None,
+                payload=row["payload"].encode() if is_unfinished and length <= max_length else None,
                 payload_length=length,
             )
         self.check_blockers(found)

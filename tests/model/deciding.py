@@ -74,7 +74,7 @@ def _blockers(case: Case, rows: tuple[Row, ...], live: list[int]) -> dict[str, B
 def _locked(case: Case, i: int, row: Row) -> Locked:
     status = row.status or Status.PENDING
     return Locked(
-        i, "event", case.keys[i], status, row.attempts, 0, case.max_attempts, row.due, "", "{}", 2, row.interruptions
+        i, "event", case.keys[i], status, row.attempts, 0, case.max_attempts, row.due, "", b"{}", 2, row.interruptions
     )
 
 

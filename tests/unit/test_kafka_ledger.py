@@ -125,9 +125,11 @@ def test_room_is_bounded_by_records_and_by_bytes() -> None:
 
     by_bytes = _ledger(max_records=8, max_bytes=2_000)
     by_bytes.add(0, _records(0, 0, size=2_000))
-    assert by_bytes.room == 0
+    assert by_bytes.room == by_bytes.room_bytes == 0
     by_bytes.take(1)
-    assert by_bytes.room == 8
+    assert (by_bytes.room, by_bytes.room_bytes) == (8, 2_000)
+    by_bytes.add(0, [IncomingRecord("topic", 0, 1, None, None, header_bytes=1_500)])
+    assert by_bytes.room_bytes == 300, "headers take room as well"
 
 
 def test_partition_need_not_wait_for_what_was_handed_back() -> None:

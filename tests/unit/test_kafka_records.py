@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,13 +19,9 @@ from kafka.record.util import calc_crc32c, decode_varint, encode_varint
 
 from outbox.brokers import _kafka_codecs, _kafka_records
 from outbox.brokers._kafka_group import _incoming
-from outbox.brokers._kafka_records import (
-    UNREADABLE,
-    UNREADABLE_HEADERS,
-    FetchedBatches,
-    FetchedRecords,
-    PackedHeaders,
-)
+from outbox.brokers._kafka_poll import PollRoom
+from outbox.brokers._kafka_records import UNREADABLE_HEADERS, FetchedBatches, FetchedRecords, PackedHeaders
+from outbox.brokers._kafka_unreadable import UNREADABLE
 
 HEAD = DefaultRecordBatch.HEADER_STRUCT.size
 BASE = 1_000
@@ -224,7 +221,7 @@ def test_headers_that_the_client_read_come_as_ours_do() -> None:
     place = TopicPartition("topic", 0)
     [ours], [theirs] = (
         [_incoming(record) for record in kind(0, place, MemoryRecords(raw)).take()]
-        for kind in (FetchedRecords, Fetcher.PartitionRecords)
+        for kind in (partial(FetchedRecords, room=PollRoom(1)), Fetcher.PartitionRecords)
     )
     assert ours.headers == theirs.headers == (("name", b""), ("name", b"value"))
     assert (ours.place, ours.key, ours.value) == (theirs.place, theirs.key, theirs.value)

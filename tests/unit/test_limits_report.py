@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.journals import Transaction, read_journal
+from benchmarks.limits import memory
 from benchmarks.limits.soak import pruned_count
 from benchmarks.report import Outcome, table
 
@@ -54,3 +55,36 @@ def test_journal_of_a_writer_is_read_with_its_errors(tmp_path: Path) -> None:
         Transaction(1.5, 1.6, 1.75, 0.01, ""),
         Transaction(2.0, 2.0, 3.0, 0.5, "OperationalError: (1213, 'Deadlock')"),
     ]
+
+
+MIB_KIB = 1024
+
+
+@pytest.mark.parametrize(
+    ("load", "limit_mib"),
+    [
+        (memory.Load("ASCII", 2_000_000, "x"), 3 * 16 + 64),
+        (memory.Load("wide", 2_000_000, "😀"), 6 * 16 + 64),
+        (memory.Load("one wide character", 2_000_000, "x", mark="😀"), 6 * 16 + 64),
+        (memory.Load("larger than a batch", 32 * 1024 * 1024, "x"), 3 * 32 + 64),
+    ],
+    ids=lambda each: each.name if isinstance(each, memory.Load) else "",
+)
+def test_memory_may_grow_by_multiples_of_a_batch_or_of_a_larger_payload(load: memory.Load, limit_mib: int) -> None:
+    assert load.limit_kib == limit_mib * MIB_KIB
+
+
+def test_worker_that_grew_by_more_than_its_limit_is_a_breach() -> None:
+    outcome = Outcome("memory")
+    sizes = [
+        memory.Size("ASCII", worker, 120, idle=70 * MIB_KIB, peak=peak * MIB_KIB, limit=112 * MIB_KIB)
+        for worker, peak in (("relay", 182), ("consumer", 183))
+    ]
+
+    memory.report(outcome, sizes)
+
+    assert [str(each) for each in outcome.verdicts] == [
+        "held      ASCII: relay grows by 112.0 MiB at the most: 112.0 MiB",
+        "BREACHED  ASCII: consumer grows by 112.0 MiB at the most: 113.0 MiB",
+    ]
+    assert "ASCII: relay" in outcome.sections[0]

@@ -1,0 +1,45 @@
+"""A process that receives records by a subscription and says as JSON what they took of its memory; a test starts it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from outbox.brokers.kafka import KafkaBroker
+from outbox.exceptions import BrokerUnavailableError
+from outbox.routes import ServiceRoute
+
+WITHIN_S = 100.0
+
+
+def resident_kib() -> int:
+    [line] = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
+    return int(line.split()[1])
+
+
+def main(servers: str, topic: str, count: int) -> None:
+    broker = KafkaBroker(bootstrap_servers=servers)
+    route = ServiceRoute(service="agent", table="none", topic=topic, group=f"{topic}-memory")
+    idle_kib = resident_kib()
+    subscription = broker.subscribe(route, client_id="memory")
+    sizes: dict[int, int] = {}  # by offset: on a busy machine a member may lose its partition, and get records again
+    deadline = time.monotonic() + WITHIN_S
+    while len(sizes) < count and time.monotonic() < deadline:
+        try:
+            received = subscription.receive(max_records=10, timeout=timedelta(seconds=1))
+        except BrokerUnavailableError:
+            continue
+        sizes |= {record.offset: len(record.value or b"") for record in received}
+        subscription.commit(received)
+    subscription.close()
+    broker.close()
+    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"sizes": [sizes[offset] for offset in sorted(sizes)], "grown_mib": (peak_kib - idle_kib) / 1024}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
