@@ -5,7 +5,7 @@ Nothing here counts a whole table: a count stops at its cap, and ages come from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,7 +20,7 @@ from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.policies import EventPolicies
 from outbox.routes import RouteRegistry, ServiceRoute
-from outbox.sql import dialect_of, from_db, moment_of
+from outbox.sql import dialect_of, from_db, moment_of, to_db
 
 COUNT_CAP: Final = 10_000
 HUNG_AFTER: Final = timedelta(minutes=1)
@@ -124,6 +124,32 @@ def count_rows(route: ServiceRoute, condition: str, parameters: Iterable[Any], *
         [*parameters, cap + 1],
     )[0][0]
     return Count(min(found, cap), found > cap)
+
+
+def is_sent_again_in_vain(
+    route: ServiceRoute, foreign_types: Sequence[str], *, sent_before: datetime, due_after: datetime
+) -> bool:
+    """Say whether a published row that is due after ``due_after`` was sent before ``sent_before``.
+
+    Such a row was sent again before, and waits longer than others. Those that are due last are looked at.
+    """
+    connection = connections[route.database]
+    sql = dialect_of(connection)
+    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
+    found = _fetch(
+        route.database,
+        f"SELECT COUNT(CASE WHEN COALESCE({sql.dated.format('published_at')}, updated_at) < %s THEN 1 END)"
+        f" FROM (SELECT published_at, updated_at FROM {route.table} WHERE status = %s AND next_retry_at >= %s{own}"
+        " ORDER BY next_retry_at DESC LIMIT %s) last_due",
+        [
+            to_db(connection, sent_before),
+            Status.PUBLISHED.value,
+            to_db(connection, due_after),
+            *foreign_types,
+            COUNT_CAP,
+        ],
+    )
+    return bool(found[0][0])
 
 
 def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> timedelta | None:

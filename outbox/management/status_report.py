@@ -21,7 +21,14 @@ from outbox.log_text import one_line
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
 from outbox.sql import dialect_of, to_db
-from outbox.statistics import Count, ServiceStatus, WorkerStatus, count_rows, service_status
+from outbox.statistics import (
+    Count,
+    ServiceStatus,
+    WorkerStatus,
+    count_rows,
+    is_sent_again_in_vain,
+    service_status,
+)
 
 _FIRST_MOMENT: Final = "'1000-01-01'"
 """The first that MySQL's columns hold; below are its zero dates, which say no more than NULL."""
@@ -125,7 +132,8 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
 
     Both are answered by the first entry of an index. A published row is due again when it is time to redeliver it, so
     that time, less the delay until then, is when it was sent. A row without a due time is due since it was changed, and
-    is on its way since it was published.
+    is on its way since it was published. One that was sent again and again is due again later than that: it is looked
+    for by itself.
     """
     connection = connections[route.database]
     redeliver_after = timedelta(seconds=outbox_settings().relay.redeliver_after_seconds)
@@ -144,7 +152,7 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
             route, f"status = %s AND {look}{own}", [status.value, to_db(connection, moment), *foreign_types], cap=1
         ).value
         for status, look, moment in looks
-    )
+    ) or is_sent_again_in_vain(route, foreign_types, sent_before=due_before, due_after=due_before + redeliver_after)
 
 
 class JsonView:

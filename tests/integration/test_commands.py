@@ -316,6 +316,16 @@ def test_work_is_stalled_after_the_time_that_was_given(alias: str, at_work: None
     assert attention("--stalled-after", "7m") == []
 
 
+def test_sent_again_and_not_consumed_is_stalled_however_late_it_is_due(alias: str, at_work: None) -> None:
+    """What is sent again and again waits longer each time, and must not look like what was sent a moment ago."""
+    sent_at = factories.database_now(alias) - 6 * MINUTE
+    for due_in in (54 * MINUTE, 4 * MINUTE):
+        row_id = factories.row(alias, status="published", published_at=sent_at, due_in=due_in)
+        assert attention("--stalled-after", "5m") == ["stalled"]
+        assert attention("--stalled-after", "7m") == []
+        factories.change(alias, row_id, status="consumed")
+
+
 def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Configure, at_work: None) -> None:
     """A published row is due again when it is to be redelivered, here after ten minutes."""
     configure(RELAY={"REDELIVER_AFTER_SECONDS": 600})
