@@ -23,6 +23,7 @@ from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.horizon import DeliveryHorizon
+from outbox.installations import InstallationId
 from outbox.leases import ShardLeases
 from outbox.log_text import get_logger
 from outbox.marks import Hand, OwnHand, PublishedMarks
@@ -83,6 +84,7 @@ class Relay:
         self.totals = RelayTotals()
         self._repository = repository
         self._route = repository.route
+        self._installation_id = InstallationId(self._route.database)
         self._broker = broker
         self._client_id = client_id
         self._leases = leases
@@ -139,6 +141,7 @@ class Relay:
         if self._leases.due:
             self._settle_all()
             self._leases.refresh()
+            self._installation_id()  # reads it once
         if not self._leases.held or self._leases.switches.relay_paused:
             self._settle_all()
             return False
@@ -207,7 +210,11 @@ class Relay:
             key=row.message_key,
             value=encode_message(envelope, outbox_id=row.id, service=self._route.service, by_reference=by_reference),
             headers=headers_of(
-                envelope, service=self._route.service, traceparent=row.traceparent, by_reference=by_reference
+                envelope,
+                service=self._route.service,
+                installation=self._installation_id(),
+                traceparent=row.traceparent,
+                by_reference=by_reference,
             ),
             sent_at=sent_at,
         )

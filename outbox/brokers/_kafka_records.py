@@ -12,7 +12,7 @@ Without this, one such record would hold up its partition for ever.
 
 A batch whose codec has no library here is not among them: it can be read as soon as somebody installs it.
 
-Headers are read when somebody asks for them, so that what nobody looks at costs nothing.
+Headers are read as far as somebody asks for them, so that what nobody looks at costs nothing.
 
 Only the consumers that are told so read like this: ``FetchedRecords`` stands in the place of the class that the fetcher
 of such a consumer makes of each answer, ``Fetcher.PartitionRecords``. Not public are that class and its place, and of
@@ -51,9 +51,9 @@ _damaged: Final[Counter[tuple[int, int, int]]] = Counter()
 
 
 class PackedHeaders:
-    """The headers of one record as they came, read when somebody asks: of ten thousand records hardly one is.
+    """The headers of one record as they came, read as far as somebody asks: of most records, the first one.
 
-    To read the ten of a record of ours takes twice as long as to read all the rest of it.
+    To read all of a record of ours takes twice as long as to read all the rest of it.
     """
 
     __slots__ = ("_count", "_packed")
@@ -66,20 +66,22 @@ class PackedHeaders:
         return False
 
     def __call__(self) -> Headers:
-        """Return them; what cannot be read is one more by the name of ``UNREADABLE_HEADERS``."""
-        found: list[tuple[str, bytes]] = []
+        """Return all of them."""
+        return tuple(self)
+
+    def __iter__(self) -> Iterator[tuple[str, bytes]]:
+        """Give one after the other; what cannot be read is one more by the name of ``UNREADABLE_HEADERS``."""
         at = 0
         try:
             for _ in range(self._count):
                 name, behind = _read_bytes(self._packed, at)
                 value, behind = _read_bytes(self._packed, behind)
-                found.append(((name or b"").decode("utf-8", "backslashreplace"), value or b""))
                 at = behind
+                yield (name or b"").decode("utf-8", "backslashreplace"), value or b""
         except (ValueError, IndexError):
             pass  # what is left says so
         if at < len(self._packed):
-            found.append((UNREADABLE_HEADERS, self._packed[at:]))
-        return tuple(found)
+            yield UNREADABLE_HEADERS, self._packed[at:]
 
 
 def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -42,8 +42,8 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     offset: int
     key: bytes | None
     value: bytes | None
-    header_source: Headers | Callable[[], Headers] = ()
-    """The headers, or what reads them: hardly anybody asks."""
+    header_source: Iterable[tuple[str, bytes]] = ()
+    """The headers, or what reads them as far as they are asked for."""
 
     @property
     def place(self) -> tuple[str, int, int]:
@@ -53,7 +53,11 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def headers(self) -> Headers:
         """Return the headers in their order; a name may come twice."""
-        return self.header_source() if callable(self.header_source) else self.header_source
+        return tuple(self.header_source)
+
+    def header(self, name: str) -> bytes | None:
+        """Return the first value of a header, None where there is none; those behind it are not read."""
+        return next((value for found, value in self.header_source if found == name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from outbox.routes import ServiceRoute
 from outbox.sql import dialect_of, to_db
 from outbox.statistics import (
     Count,
+    OtherInstallation,
     ServiceStatus,
     WorkerStatus,
     count_rows,
@@ -192,6 +193,7 @@ def _service(report: ServiceReport) -> dict[str, Any]:
         "open_dead": _count(status.counts[Status.DEAD]),
         "dismissed": _count(status.dismissed),
         "open_rejected": _count(status.open_rejected),
+        "other_installations": [_installation(each) for each in status.other_installations],
         "foreign": _count(status.foreign),
         "oldest_due_age_seconds": None if due is None else round(due.total_seconds(), 3),
         "relays": [_worker(worker) for worker in status.relays],
@@ -203,6 +205,14 @@ def _service(report: ServiceReport) -> dict[str, Any]:
 
 def _count(count: Count) -> dict[str, Any]:
     return {"value": count.value, "capped": count.capped}
+
+
+def _installation(other: OtherInstallation) -> dict[str, Any]:
+    return {
+        "installation_id": other.installation,
+        "records": other.records,
+        "last_received_at": other.last_received_at.isoformat(timespec="seconds"),
+    }
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
@@ -229,6 +239,7 @@ def _attention(status: ServiceStatus | None, stalled: bool, *, broker_problem: s
         ("dead", status.counts[Status.DEAD].value > 0),
         ("parked", status.parks_a_key),
         ("rejected", status.open_rejected.value > 0),
+        ("other installation", bool(status.other_installations)),
         ("foreign", status.foreign.value > 0),
         ("stalled", stalled),
     )

@@ -104,9 +104,10 @@ def at_work(alias: str) -> None:
         )
 
 
-def reject(alias: str) -> None:
+def reject(alias: str, **columns: Any) -> None:
+    place = {"topic": "smartflow.agent.outbox", "partition": 0, "offset": 1}
     RejectedRecord.objects.using(alias).create(
-        service="agent", topic="t", partition=0, offset=1, digest="d", headers="[]", reason="garbage"
+        service="agent", digest="d", headers="[]", reason="garbage", **place, **columns
     )
 
 
@@ -226,6 +227,7 @@ def test_json_keys_are_stable_and_documented(alias: str) -> None:
         "open_dead",
         "dismissed",
         "open_rejected",
+        "other_installations",
         "foreign",
         "oldest_due_age_seconds",
         "relays",
@@ -266,6 +268,7 @@ CALLS: dict[str, Callable[[str], object]] = {
     "dead": lambda alias: factories.row(alias, status="dead"),
     "dead, parked": _let_a_key_be_parked,
     "rejected": reject,
+    "rejected, other installation": lambda alias: reject(alias, installation="of-staging"),
     "foreign": lambda alias: factories.row(alias, event_type=FOREIGN, due_in=-60 * MINUTE),
     "stalled": lambda alias: factories.row(alias, due_in=-6 * MINUTE),
     "no relay": lambda alias: Worker.objects.using(alias).filter(service="agent", role="relay").delete(),
