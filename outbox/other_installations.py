@@ -46,9 +46,12 @@ class OtherInstallations:
         """
         own: list[IncomingRecord] = []
         others: dict[str, list[IncomingRecord]] = {}
+        own_id = b""
         for record in records:
             value = record.header(INSTALLATION_HEADER)
-            if not value or value == self._own_id().encode() or not (name := _text_of(value)):
+            if value and not own_id:
+                own_id = self._own_id().encode()
+            if not value or value == own_id or not (name := _text_of(value)):
                 own.append(record)
             else:
                 others.setdefault(name, []).append(record)

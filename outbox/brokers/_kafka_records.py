@@ -12,7 +12,7 @@ Without this, one such record would hold up its partition for ever.
 
 A batch whose codec has no library here is not among them: it can be read as soon as somebody installs it.
 
-Headers are read as far as somebody asks for them, so that what nobody looks at costs nothing.
+Headers are read when somebody asks for them, so that what nobody looks at costs nothing.
 
 Only the consumers that are told so read like this: ``FetchedRecords`` stands in the place of the class that the fetcher
 of such a consumer makes of each answer, ``Fetcher.PartitionRecords``. Not public are that class and its place, and of
@@ -51,7 +51,7 @@ _damaged: Final[Counter[tuple[int, int, int]]] = Counter()
 
 
 class PackedHeaders:
-    """The headers of one record as they came, read as far as somebody asks: of most records, the first one.
+    """The headers of one record as they came, read when somebody asks: of most records, the first one alone.
 
     To read all of a record of ours takes twice as long as to read all the rest of it.
     """
@@ -65,23 +65,34 @@ class PackedHeaders:
         """Say no, whatever they are: of headers that are true the client reads the lengths, which nobody uses."""
         return False
 
-    def __call__(self) -> Headers:
-        """Return all of them."""
-        return tuple(self)
+    def get(self, name: str) -> bytes | None:
+        """Return the first value of a header, None where there is none; what is behind it is not read."""
+        wanted, at = name.encode(), 0
+        try:
+            for _ in range(self._count):
+                found, at = _read_bytes(self._packed, at)
+                value, at = _read_bytes(self._packed, at)
+                if found == wanted:
+                    return value or b""
+        except (ValueError, IndexError):
+            pass  # it cannot be read, and neither can what is behind it
+        return None
 
-    def __iter__(self) -> Iterator[tuple[str, bytes]]:
-        """Give one after the other; what cannot be read is one more by the name of ``UNREADABLE_HEADERS``."""
+    def __call__(self) -> Headers:
+        """Return them; what cannot be read is one more by the name of ``UNREADABLE_HEADERS``."""
+        found: list[tuple[str, bytes]] = []
         at = 0
         try:
             for _ in range(self._count):
                 name, behind = _read_bytes(self._packed, at)
                 value, behind = _read_bytes(self._packed, behind)
+                found.append(((name or b"").decode("utf-8", "backslashreplace"), value or b""))
                 at = behind
-                yield (name or b"").decode("utf-8", "backslashreplace"), value or b""
         except (ValueError, IndexError):
             pass  # what is left says so
         if at < len(self._packed):
-            yield UNREADABLE_HEADERS, self._packed[at:]
+            found.append((UNREADABLE_HEADERS, self._packed[at:]))
+        return tuple(found)
 
 
 def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:
