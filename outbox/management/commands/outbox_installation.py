@@ -30,7 +30,7 @@ class Command(OutboxCommand):
         )
 
     def handle(self, *, renew: bool, **_: Any) -> None:
-        with explain_outage(), explain_refusal(), explain_errors():
+        with explain_errors(), explain_refusal(), explain_outage():
             services: dict[str, list[str]] = {}
             for route in routes_of([]):
                 services.setdefault(route.database, []).append(route.service)
