@@ -15,6 +15,7 @@ from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.held import HeldRecords
 from outbox.leases import Switches
 from outbox.log_text import get_logger
+from outbox.other_installations import OtherInstallations
 from outbox.outage import ConnectionBackoff, is_fault
 from outbox.outcomes import ConsumerTotals
 from outbox.routes import ServiceRoute
@@ -49,6 +50,7 @@ class Consumer:
         self._options = options
         self._heartbeat = heartbeat
         self._takeovers = takeovers
+        self._others = OtherInstallations(route, clock=clock)
         self._held = HeldRecords(limit=_HELD_BATCHES * options.batch_size, clock=clock)
         self._in_hand: list[IncomingRecord] = []
         """Received and not brought to an end: an outage came in between."""
@@ -124,8 +126,10 @@ class Consumer:
 
     def handle(self, records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         """Bring every record to an end, without the broker's knowledge: see ``BatchHandling.handle``."""
+        own = self._others.set_aside(records)
+        self.totals.rejected += len(records) - len(own)
         is_suspect = self._takeovers.is_suspect if self._takeovers.has_suspects else None
-        return self._handling.handle(records, is_suspect=is_suspect, is_young=self._held.is_young)
+        return self._handling.handle(own, is_suspect=is_suspect, is_young=self._held.is_young)
 
     def let_go(self) -> None:
         """Say that this process ends by no fault of what this consumer has at work; called on another thread.

@@ -22,6 +22,9 @@ EVENT_ID_MAX_LENGTH: Final = 128
 REFERENCE_HEADER: Final = "payload-by-reference"
 """Present on a record whose ``payload`` is null because it is too large: the outbox row has it."""
 
+INSTALLATION_HEADER: Final = "installation_id"
+"""The installation that holds the record's row. It comes first, as each consumer reads it of each record."""
+
 Headers = tuple[tuple[str, bytes], ...]
 
 _NULL: Final = msgspec.Raw(b"null")
@@ -153,13 +156,16 @@ def stated_event_id(event_id: str, *, outbox_id: int) -> str:
     return "" if event_id == str(outbox_id) else event_id
 
 
-def headers_of(envelope: Envelope, *, service: str, traceparent: str = "", by_reference: bool = False) -> Headers:
+def headers_of(
+    envelope: Envelope, *, service: str, installation: str, traceparent: str = "", by_reference: bool = False
+) -> Headers:
     """Return the record's headers: our own names, W3C ``traceparent``, and CloudEvents in Kafka binary mode.
 
     Source: CloudEvents 1.0, "Kafka Protocol Binding", 3.2 (``ce_`` prefix, ``content-type``).
     """
     event_id, event_type = envelope.event_id.encode(), envelope.event_type.encode()
     headers = [
+        (INSTALLATION_HEADER, installation.encode()),
         ("event_id", event_id),
         ("event_type", event_type),
         ("event_version", envelope.event_version.encode()),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from outbox.repository import OutboxRepository
 from outbox.sessions import close_if_idle
 
 _LEAVE_TIMEOUT_S: Final = 10.0
+_AS_USUAL: Final[Mapping[int, timedelta]] = {}
 
 
 class Hand(Protocol):
@@ -114,8 +115,10 @@ class PublishedMarks:
         self._repository = repository
         self._redeliver_after = redeliver_after
         self._hand = hand
-        self._open: dict[int, Any] = {}
-        """Row id to the moment of its claim, as the database gave it. Walked through only when the hand rests."""
+        self._open: dict[int, tuple[Any, timedelta]] = {}
+        """Row id to the moment of its claim, as the database gave it, and when it may be sent again after that.
+
+        Walked through only when the hand rests."""
 
     def __contains__(self, row_id: int) -> bool:
         return row_id in self._open
@@ -123,15 +126,18 @@ class PublishedMarks:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, ids: Collection[int], *, claimed_at: Any) -> None:
+    def add(self, ids: Collection[int], *, claimed_at: Any, pauses: Mapping[int, timedelta] = _AS_USUAL) -> None:
         """Mark rows that were acknowledged; those that somebody has locked are marked by ``try_again``.
+
+        ``pauses``: how long those rows may stay published that are sent again for longer than others.
 
         :raises DatabaseError: the database is away, perhaps since an earlier call; the rows are remembered.
         """
         if not ids:
             return
-        self._open.update(dict.fromkeys(ids, claimed_at))
-        self._hand.begin(partial(self._mark, ids, claimed_at))
+        added = {row_id: (claimed_at, pauses.get(row_id, self._redeliver_after)) for row_id in ids}
+        self._open.update(added)
+        self._begin(added)
 
     def finish(self) -> None:
         """Wait until all marks are made that were begun.
@@ -146,18 +152,21 @@ class PublishedMarks:
         :raises DatabaseError: the database is away; the rows are remembered.
         """
         self._hand.finish()
-        claims: dict[Any, list[int]] = {}
-        for row_id, claimed_at in self._open.items():
-            claims.setdefault(claimed_at, []).append(row_id)
-        for claimed_at, ids in claims.items():
-            self._hand.begin(partial(self._mark, ids, claimed_at))
+        self._begin(self._open)
         self._hand.finish()
 
     def close(self) -> None:
         """Forget what is remembered."""
         self._hand.close()
 
-    def _mark(self, ids: Collection[int], claimed_at: Any) -> None:
-        marked = self._repository.mark_published(ids, claimed_at=claimed_at, redeliver_after=self._redeliver_after)
+    def _begin(self, rows: Mapping[int, tuple[Any, timedelta]]) -> None:
+        together: dict[tuple[Any, timedelta], list[int]] = {}
+        for row_id, claim in rows.items():
+            together.setdefault(claim, []).append(row_id)
+        for (claimed_at, pause), ids in together.items():
+            self._hand.begin(partial(self._mark, ids, claimed_at, pause))
+
+    def _mark(self, ids: Collection[int], claimed_at: Any, pause: timedelta) -> None:
+        marked = self._repository.mark_published(ids, claimed_at=claimed_at, redeliver_after=pause)
         for row_id in set(ids).difference(marked.held):
             self._open.pop(row_id, None)

@@ -27,6 +27,7 @@ from outbox.lifecycle import Status
 from outbox.routes import ServiceRoute
 
 WORKER_PARTITIONS_MAX_LENGTH: Final = 2000
+INSTALLATION_MAX_LENGTH: Final = 64
 
 
 def service_route(service: str) -> ServiceRoute:
@@ -114,6 +115,20 @@ class OutboxMessage(models.Model):
         return f"{self.event_type} #{self.pk} ({self.status})"
 
 
+class Installation(models.Model):
+    """Which installation the outbox tables of this database are of: one row, made by the worker that needs it first."""
+
+    id = models.SmallIntegerField(primary_key=True, default=1)
+    installation_id = models.CharField(max_length=INSTALLATION_MAX_LENGTH, help_text="A random UUID")
+    created_at = models.DateTimeField(db_default=UtcNow())
+
+    class Meta:
+        db_table = "outbox_installation"
+
+    def __str__(self) -> str:
+        return self.installation_id
+
+
 class ShardLease(models.Model):
     """Which worker of a role works on a shard of a service, until when by the database's clock."""
 
@@ -177,12 +192,23 @@ class RejectedRecord(models.Model):
     received_at = models.DateTimeField(db_default=UtcNow())
     resolved_at = models.DateTimeField(null=True, blank=True)
     resolved_by = models.CharField(max_length=150, db_default="", blank=True)
+    installation = KeyField(
+        max_length=INSTALLATION_MAX_LENGTH,
+        null=True,
+        help_text="The other installation that the records are of: they are one row, which holds the first of them",
+    )
+    records = models.BigIntegerField(db_default=1, help_text="How many came; of another installation's, all")
+    last_partition = models.IntegerField(null=True, help_text="Where the last record of another installation came from")
+    last_offset = models.BigIntegerField(null=True)
+    last_received_at = models.DateTimeField(null=True)
 
     class Meta:
         db_table = "outbox_rejected_records"
         constraints: ClassVar = [
             # One key column may be wide on MySQL: (128 + 64) * 4 bytes + 12 stay below the 3,072 that InnoDB allows.
             models.UniqueConstraint(fields=["topic", "partition", "offset", "digest"], name="outbox_rejected_once"),
+            # NULL equals nothing: it is for other installations alone.
+            models.UniqueConstraint(fields=["service", "topic", "installation"], name="outbox_rejected_group"),
         ]
         indexes: ClassVar = [models.Index(fields=["service", "id"], name="outbox_rejected_service")]
 

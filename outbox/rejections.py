@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import msgspec
+from django.db.models import F
 
 from outbox.brokers.base import IncomingRecord
 from outbox.chunks import chunks
@@ -40,6 +41,34 @@ class RejectionStore:
         rows = [self._row(rejection) for rejection in rejections]
         for chunk in chunks(rows, _size):
             RejectedRecord.objects.using(self.using).bulk_create(chunk, ignore_conflicts=True)
+
+    def add_group(self, records: Sequence[IncomingRecord], *, installation: str, reason: str) -> None:
+        """Count ``records`` of another installation in the one row that stands for all of them, and open it again.
+
+        The row holds the first of them. Call it outside of a transaction: consumers of one service share the row, and
+        those that lock it for longer than a statement would deadlock.
+
+        :raises DatabaseError: the database is away; give the records again.
+        """
+        first, last = records[0], records[-1]
+        rows = RejectedRecord.objects.using(self.using)
+        group = rows.filter(service=self.service, topic=first.topic, installation=installation)
+        change: dict[str, Any] = {
+            "records": F("records") + len(records),
+            "last_partition": last.partition,
+            "last_offset": last.offset,
+            "last_received_at": UtcNow(),
+            "reason": reason[:500],
+            "resolved_at": None,
+            "resolved_by": "",
+        }
+        if not group.update(**change):
+            row = self._row(Rejection(first, reason))
+            row.installation, row.records = installation, 0
+            # Its record's digest may be in the table: an older version rejected each record by itself.
+            row.digest = hashlib.sha256(installation.encode()).hexdigest()
+            rows.bulk_create([row], ignore_conflicts=True)
+            group.update(**change)
 
     def resolve(self, ids: Sequence[int], *, by: str) -> int:
         """Take records off the open list; return how many were on it."""

@@ -23,10 +23,12 @@ from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.horizon import DeliveryHorizon
+from outbox.installations import InstallationId
 from outbox.leases import ShardLeases
 from outbox.log_text import get_logger
 from outbox.marks import Hand, OwnHand, PublishedMarks
 from outbox.outage import ConnectionBackoff, is_fault
+from outbox.redelivery import pause_before_redelivery
 from outbox.repository import OutboxRepository
 from outbox.rows import Due, Failure
 from outbox.shutdown import StopFlag
@@ -52,6 +54,8 @@ class _InFlight:
     send: PendingSend
     event_types: dict[int, str]
     claimed_at: Any
+    pauses: dict[int, timedelta]
+    """How long those rows may stay published that are sent again."""
 
 
 class Relay:
@@ -80,6 +84,7 @@ class Relay:
         self.totals = RelayTotals()
         self._repository = repository
         self._route = repository.route
+        self._installation_id = InstallationId(self._route.database)
         self._broker = broker
         self._client_id = client_id
         self._leases = leases
@@ -89,11 +94,8 @@ class Relay:
         self._reference_bytes = reference_bytes
         self._clock = clock
         self._producer: Producer | None = None
-        self._marks = PublishedMarks(
-            repository,
-            redeliver_after=timedelta(seconds=options.redeliver_after_seconds),
-            hand=hand or OwnHand(),
-        )
+        self._redeliver_after = timedelta(seconds=options.redeliver_after_seconds)
+        self._marks = PublishedMarks(repository, redeliver_after=self._redeliver_after, hand=hand or OwnHand())
         self._in_flight: deque[_InFlight] = deque()
         self._after: tuple[Any, int] | None = None
         self._swept_at = clock()
@@ -139,6 +141,7 @@ class Relay:
         if self._leases.due:
             self._settle_all()
             self._leases.refresh()
+            self._installation_id()  # reads it once
         if not self._leases.held or self._leases.switches.relay_paused:
             self._settle_all()
             return False
@@ -172,6 +175,11 @@ class Relay:
                     self._open_producer().send(records),
                     {row.id: row.event_type for row in rows},
                     claim.claimed_at,
+                    {
+                        row.id: pause_before_redelivery(row.published_for, first=self._redeliver_after)
+                        for row in rows
+                        if row.published_for is not None
+                    },
                 )
             )
         self._after = claim.last
@@ -202,7 +210,11 @@ class Relay:
             key=row.message_key,
             value=encode_message(envelope, outbox_id=row.id, service=self._route.service, by_reference=by_reference),
             headers=headers_of(
-                envelope, service=self._route.service, traceparent=row.traceparent, by_reference=by_reference
+                envelope,
+                service=self._route.service,
+                installation=self._installation_id(),
+                traceparent=row.traceparent,
+                by_reference=by_reference,
             ),
             sent_at=sent_at,
         )
@@ -215,7 +227,7 @@ class Relay:
         report = batch.send.report(timedelta(seconds=self._options.send_timeout_seconds))
         self._heartbeat.moved()
         self._broker_answers = self._broker_answers or bool(report.acknowledged or report.refused)
-        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at)
+        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at, pauses=batch.pauses)
         # Counted by the broker's word: a fast consumer may have finished a row before it is marked.
         self.totals.published += len(report.acknowledged)
         for refusal in report.refused:
@@ -276,7 +288,7 @@ class Relay:
             return False
         count = self._repository.redeliver(
             shards=self._shards(),
-            published_before=min(horizon, now - timedelta(seconds=self._options.redeliver_after_seconds)),
+            published_before=min(horizon, now - self._redeliver_after),
             limit=self._options.batch_size,
         )
         if count:

@@ -28,6 +28,9 @@ TRACEBACK_MAX_LENGTH: Final = 100_000
 _UNBOUNDED: Final = 2**63
 _AS_CLAIMED: Final = "(next_retry_at IS NULL OR next_retry_at <= %s)"
 """Whoever put a row back after a claim made it due later than that claim."""
+_DUE_BEFORE: Final = timedelta(seconds=1)
+"""So long before its last change a redelivered row was due. Others are due later than that, or as long before as a
+statement takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +91,15 @@ class OutboxRepository:
         committed late lie before it, so a caller starts from the oldest again and again.
         """
         search, length = self._searches, self._length_of("m.payload")
+        redelivered = "m.next_retry_at < m.updated_at"  # nearly: _published_for looks closer
         due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
             f" CASE WHEN {length} <= %s THEN {self._sql.bytes_of.format('m.payload')} END, m.traceparent,"
             f" {self._sql.exact.format(self._sql.dated.format('m.next_retry_at'))},"
-            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id"
+            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id,"
+            f" CASE WHEN {redelivered} THEN {self._sql.exact.format(self._sql.dated.format('m.published_at'))} END,"
+            f" CASE WHEN {redelivered} THEN {self._sql.exact.format(self._sql.dated.format('m.updated_at'))} END"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
             [min(max_length, max_bytes // limit), *parameters],
         )
@@ -110,7 +116,18 @@ class OutboxRepository:
         long = self.payloads_of([row[0] for row in rows if row[3] is None and row[7] <= max_length])
         return Claim(
             rows=sorted(
-                (Due(row[0], row[1], row[2], long.get(row[0], _in_bytes(row[3])), row[4], row[8]) for row in rows),
+                (
+                    Due(
+                        row[0],
+                        row[1],
+                        row[2],
+                        long.get(row[0], _in_bytes(row[3])),
+                        row[4],
+                        row[8],
+                        _published_for(row[5], row[9], row[10]),
+                    )
+                    for row in rows
+                ),
                 key=attrgetter("id"),
             ),
             claimed_at=rows[0][6],
@@ -153,11 +170,16 @@ class OutboxRepository:
     def redeliver(self, *, shards: Collection[int] | None, published_before: datetime, limit: int) -> int:
         """Send up to ``limit`` rows again that have been ``published`` since before ``published_before``.
 
-        What somebody has locked is being handled, and so it is not stuck.
+        What somebody has locked is being handled, and so it is not stuck. A row is due a second before this changes it,
+        as no other is: so the claim knows it, and tells how long it was published.
         """
         moment = to_db(self._connection, published_before)
         stuck = self._fetch(*self._searches.stuck(shards, moment, limit))
-        return self.redeliver_lost([row[0] for row in stuck])
+        if not stuck:
+            return 0
+        due_at = to_db(self._connection, self.now() - _DUE_BEFORE)
+        ids = [row[0] for row in stuck]
+        return self._move(lifecycle.REDELIVER, ids, "next_retry_at = %s", [due_at], skip_locked=True)
 
     def redeliver_lost(self, ids: Collection[int]) -> int:
         """Send ``published`` rows again whose records are lost, as somebody knows who received what lay behind them."""
@@ -193,7 +215,7 @@ class OutboxRepository:
             f" ORDER BY id{self._sql.skip_locked}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
-        return [Locked(*row[:7], bool(row[7]), row[8], _in_bytes(row[9]), *row[10:]) for row in found]
+        return [Locked(*(*row[:7], bool(row[7]), row[8], _in_bytes(row[9]), *row[10:])) for row in found]
 
     def existing(self, ids: Collection[int]) -> dict[int, tuple[str, str]]:
         """Return (event type, key) of those of ``ids`` that have a row, by a plain read that waits for nobody."""
@@ -527,6 +549,16 @@ def _time_since(value: Any, now: Any) -> timedelta:
     """Return the time from a column's moment until ``now``; without one it is for ever."""
     moment = moment_of(value)
     return timedelta.max if moment is None else from_db(now) - moment
+
+
+def _published_for(due_at: Any, published_at: Any, updated_at: Any) -> timedelta | None:
+    """Return how long a row was published that ``redeliver`` moved; None for any other."""
+    if published_at is None or updated_at is None:
+        return None
+    due, published, changed = moment_of(due_at), moment_of(published_at), moment_of(updated_at)
+    if due is None or published is None or changed is None or changed - due < _DUE_BEFORE:
+        return None
+    return due - published
 
 
 def _is_before(value: Any, limit: datetime, *, unknown: bool = False) -> bool:

@@ -48,6 +48,8 @@ class Due(msgspec.Struct, frozen=True, gc=False):
     payload: bytes | None
     traceparent: str
     event_id: str = ""
+    published_for: timedelta | None = None
+    """How long it was published before it was sent again; None for a row that is not sent again as stuck."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ Nothing here counts a whole table: a count stops at its cap, and ages come from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -20,11 +20,12 @@ from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.policies import EventPolicies
 from outbox.routes import RouteRegistry, ServiceRoute
-from outbox.sql import dialect_of, from_db, moment_of
+from outbox.sql import dialect_of, from_db, moment_of, to_db
 
 COUNT_CAP: Final = 10_000
 HUNG_AFTER: Final = timedelta(minutes=1)
 """Beyond the longest that a worker's loop may wait for a broker or a handler."""
+_GROUPS_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,16 @@ class WorkerStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class OtherInstallation:
+    """Another installation whose records came to the service's topic, until a person resolves its rejected record."""
+
+    installation: str
+    records: int
+    """How many came, some of them more than once."""
+    last_received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceStatus:
     """One service at one moment."""
 
@@ -68,6 +79,8 @@ class ServiceStatus:
     parks_a_key: bool
     """An open dead row holds back the later events of its key."""
     open_rejected: Count
+    other_installations: tuple[OtherInstallation, ...]
+    """Whose records came, the last one first."""
     foreign: Count
     """Unfinished rows of event types that other services own."""
     oldest_due_age: timedelta | None
@@ -106,6 +119,7 @@ def service_status(
         counts=counts,
         dismissed=dismissed,
         open_rejected=open_rejected,
+        other_installations=_other_installations(route),
         parks_a_key=_parks_a_key(route, cap),
         foreign=_foreign(route, registry.foreign_types(route.service), cap),
         oldest_due_age=oldest_due_age(route, registry.foreign_types(route.service)),
@@ -124,6 +138,32 @@ def count_rows(route: ServiceRoute, condition: str, parameters: Iterable[Any], *
         [*parameters, cap + 1],
     )[0][0]
     return Count(min(found, cap), found > cap)
+
+
+def is_sent_again_in_vain(
+    route: ServiceRoute, foreign_types: Sequence[str], *, sent_before: datetime, due_after: datetime
+) -> bool:
+    """Say whether a published row that is due after ``due_after`` was sent before ``sent_before``.
+
+    Such a row was sent again before, and waits longer than others. Those that are due last are looked at.
+    """
+    connection = connections[route.database]
+    sql = dialect_of(connection)
+    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
+    found = _fetch(
+        route.database,
+        f"SELECT COUNT(CASE WHEN COALESCE({sql.dated.format('published_at')}, updated_at) < %s THEN 1 END)"
+        f" FROM (SELECT published_at, updated_at FROM {route.table} WHERE status = %s AND next_retry_at >= %s{own}"
+        " ORDER BY next_retry_at DESC LIMIT %s) last_due",
+        [
+            to_db(connection, sent_before),
+            Status.PUBLISHED.value,
+            to_db(connection, due_after),
+            *foreign_types,
+            COUNT_CAP,
+        ],
+    )
+    return bool(found[0][0])
 
 
 def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> timedelta | None:
@@ -145,6 +185,16 @@ def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> 
         return None
     moment = moment_of(found[0][0])
     return timedelta(0) if moment is None else max(from_db(found[0][1]) - moment, timedelta(0))
+
+
+def _other_installations(route: ServiceRoute) -> tuple[OtherInstallation, ...]:
+    """Return the open groups; the topic narrows the search to them, whatever else was rejected."""
+    open_groups = RejectedRecord.objects.using(route.database).filter(
+        service=route.service, topic=route.topic, installation__isnull=False, resolved_at=None
+    )
+    found = open_groups.values_list("installation", "records", "last_received_at", "received_at")[:_GROUPS_SHOWN]
+    groups = (OtherInstallation(name or "", records, last or first) for name, records, last, first in found)
+    return tuple(sorted(groups, key=lambda each: each.last_received_at, reverse=True))
 
 
 def _parks_a_key(route: ServiceRoute, cap: int) -> bool:

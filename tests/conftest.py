@@ -78,9 +78,10 @@ def test_databases(
     from django.test.utils import setup_databases, teardown_databases
 
     wanted = {
-        item.callspec.params["database_alias"]
+        item.callspec.params[name]
         for item in request.session.items
-        if isinstance(item, pytest.Function) and "database_alias" in getattr(item, "fixturenames", ())
+        for name in ("database_alias", "other_alias")
+        if isinstance(item, pytest.Function) and name in getattr(item, "fixturenames", ())
     } & set(REAL_NAMES) | {"default"}  # which Django opens on the way
     missing = {alias for alias in wanted if connections[alias].settings_dict["NAME"] == REAL_NAMES[alias]}
     with django_db_blocker.unblock():
@@ -109,6 +110,17 @@ def database_alias(request: pytest.FixtureRequest, test_databases: None, django_
         for each in connections.all(initialized_only=True):
             each.close_if_unusable_or_obsolete()
         _empty(alias)
+
+
+@pytest.fixture
+def other_alias(request: pytest.FixtureRequest, database_alias: str) -> Iterator[str]:
+    """Give a second database beside ``database_alias``, which a test names by an indirect parameter."""
+    alias: str = request.param
+    if alias not in REAL_NAMES:
+        require(alias)
+        pytest.fail(f"{alias} has come up since the settings for tests were read: start again")
+    yield alias
+    _empty(alias)
 
 
 @pytest.fixture
@@ -185,11 +197,11 @@ def _empty(alias: str) -> None:
     from django.db import connections, transaction
 
     from outbox.catalog import service_models
-    from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+    from outbox.models import Installation, RejectedRecord, ServiceSwitch, ShardLease, Worker
     from tests.toys import ToyEffect
 
     connection = connections[alias]
-    models = [*service_models().values(), RejectedRecord, ServiceSwitch, ShardLease, Worker, ToyEffect]
+    models = [*service_models().values(), Installation, RejectedRecord, ServiceSwitch, ShardLease, Worker, ToyEffect]
     tables = [*(model._meta.db_table for model in models), "agent_state_snapshot_records"]
     with transaction.atomic(using=alias), connection.cursor() as cursor:
         for table in tables:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from outbox.admin.rendering import age_text
+from outbox.admin.rendering import age_text, visible
 from outbox.lifecycle import Status
 from outbox.statistics import ServiceStatus
 
@@ -78,6 +78,12 @@ def _events(status: ServiceStatus) -> list[Problem]:
     if status.open_rejected.value:
         plural = "record was" if status.open_rejected.value == 1 else "records were"
         found.append(Problem(Severity.WARN, f"{status.open_rejected} broker {plural} rejected."))
+    for other in status.other_installations:
+        text = (
+            f"Records of another installation came ({other.records:,}, {visible(other.installation)}): it shares topic"
+            f" and consumer group, and each takes records of the other. Give each a NAMESPACE of its own."
+        )
+        found.append(Problem(Severity.BAD, text))
     if status.foreign.value:
         found.append(Problem(Severity.WARN, f"{status.foreign} rows belong to other services: run rehome_outbox."))
     return found

@@ -1,4 +1,7 @@
-"""Broker records that could not be tied to a row: what came, from where, and why it was not taken."""
+"""Broker records that could not be tied to a row: what came, from where, and why it was not taken.
+
+All records of another installation are one line.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,8 @@ class RecordLine:
     url: str
     service: str
     place: str
+    group: str
+    """How many records of which other installation it stands for; empty where it is one record."""
     reason: str
     received: Moment | None
     is_open: bool
@@ -90,7 +95,8 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
             title=f"Rejected record {visible(str(row))}",
             line=self._line(using, row, timezone.now()),
             reason=visible(row.reason),
-            digest=visible(row.digest),
+            digest="" if row.installation else visible(row.digest),
+            last_place=f"[{row.last_partition}] @ {row.last_offset}" if row.installation else "",
             key_size=_size_text(key, row.key_size),
             value_size=_size_text(value, row.value_size),
             key=_shown(row.key) if shows else None,
@@ -118,8 +124,9 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
             url=self.url("change", operations.record_key(using, row.pk)),
             service=visible(row.service),
             place=f"{visible(row.topic)} [{row.partition}] @ {row.offset}",
+            group=f"{row.records:,} records of installation {visible(row.installation)}" if row.installation else "",
             reason=first_line(row.reason),
-            received=moment(row.received_at, now),
+            received=moment(row.last_received_at or row.received_at, now),
             is_open=resolved is None,
             resolved=f"{visible(row.resolved_by) or 'somebody'}, {resolved.distance}" if resolved else "",
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final, Protocol
@@ -34,6 +34,18 @@ class OutgoingRecord(msgspec.Struct, frozen=True, gc=False):
     """By the database's clock; None: by that of the process, which may be wrong."""
 
 
+class HeaderReader(Protocol):
+    """Reads the headers of a record when somebody asks: of most records nobody does."""
+
+    def get(self, name: str) -> bytes | None:
+        """Return the first value of a header, None where there is none; what is behind it is not read."""
+        ...
+
+    def __call__(self) -> Headers:
+        """Return all of them in their order."""
+        ...
+
+
 class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     """A record as it came from the topic; nothing about it is trusted."""
 
@@ -42,7 +54,7 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     offset: int
     key: bytes | None
     value: bytes | None
-    header_source: Headers | Callable[[], Headers] = ()
+    header_source: Headers | HeaderReader = ()
     """The headers, or what reads them: hardly anybody asks."""
     header_bytes: int = 0
     """How much memory they take, as far as they are not read."""
@@ -57,7 +69,14 @@ class IncomingRecord(msgspec.Struct, frozen=True, gc=False):
     @property
     def headers(self) -> Headers:
         """Return the headers in their order; a name may come twice."""
-        return self.header_source() if callable(self.header_source) else self.header_source
+        return self.header_source if isinstance(self.header_source, tuple) else self.header_source()
+
+    def header(self, name: str) -> bytes | None:
+        """Return the first value of a header, None where there is none."""
+        source = self.header_source
+        if isinstance(source, tuple):
+            return next((value for found, value in source if found == name), None)
+        return source.get(name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,15 @@ from outbox.log_text import one_line
 from outbox.repository import OutboxRepository
 from outbox.routes import ServiceRoute
 from outbox.sql import dialect_of, to_db
-from outbox.statistics import Count, ServiceStatus, WorkerStatus, count_rows, service_status
+from outbox.statistics import (
+    Count,
+    OtherInstallation,
+    ServiceStatus,
+    WorkerStatus,
+    count_rows,
+    is_sent_again_in_vain,
+    service_status,
+)
 
 _FIRST_MOMENT: Final = "'1000-01-01'"
 """The first that MySQL's columns hold; below are its zero dates, which say no more than NULL."""
@@ -125,7 +133,8 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
 
     Both are answered by the first entry of an index. A published row is due again when it is time to redeliver it, so
     that time, less the delay until then, is when it was sent. A row without a due time is due since it was changed, and
-    is on its way since it was published.
+    is on its way since it was published. One that was sent again and again is due again later than that: it is looked
+    for by itself.
     """
     connection = connections[route.database]
     redeliver_after = timedelta(seconds=outbox_settings().relay.redeliver_after_seconds)
@@ -144,7 +153,7 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
             route, f"status = %s AND {look}{own}", [status.value, to_db(connection, moment), *foreign_types], cap=1
         ).value
         for status, look, moment in looks
-    )
+    ) or is_sent_again_in_vain(route, foreign_types, sent_before=due_before, due_after=due_before + redeliver_after)
 
 
 class JsonView:
@@ -184,6 +193,7 @@ def _service(report: ServiceReport) -> dict[str, Any]:
         "open_dead": _count(status.counts[Status.DEAD]),
         "dismissed": _count(status.dismissed),
         "open_rejected": _count(status.open_rejected),
+        "other_installations": [_installation(each) for each in status.other_installations],
         "foreign": _count(status.foreign),
         "oldest_due_age_seconds": None if due is None else round(due.total_seconds(), 3),
         "relays": [_worker(worker) for worker in status.relays],
@@ -195,6 +205,14 @@ def _service(report: ServiceReport) -> dict[str, Any]:
 
 def _count(count: Count) -> dict[str, Any]:
     return {"value": count.value, "capped": count.capped}
+
+
+def _installation(other: OtherInstallation) -> dict[str, Any]:
+    return {
+        "installation_id": other.installation,
+        "records": other.records,
+        "last_received_at": other.last_received_at.isoformat(timespec="seconds"),
+    }
 
 
 def _worker(worker: WorkerStatus) -> dict[str, Any]:
@@ -221,6 +239,7 @@ def _attention(status: ServiceStatus | None, stalled: bool, *, broker_problem: s
         ("dead", status.counts[Status.DEAD].value > 0),
         ("parked", status.parks_a_key),
         ("rejected", status.open_rejected.value > 0),
+        ("other installation", bool(status.other_installations)),
         ("foreign", status.foreign.value > 0),
         ("stalled", stalled),
     )

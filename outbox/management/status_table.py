@@ -8,6 +8,7 @@ from typing import Final
 from django.utils import timezone
 
 from outbox.lifecycle import Status
+from outbox.log_text import one_line
 from outbox.management.reporting import humanise, table
 from outbox.management.status_report import ServiceReport, databases_away
 from outbox.statistics import ServiceStatus, WorkerStatus
@@ -86,6 +87,10 @@ def _notes(report: ServiceReport, status: ServiceStatus) -> str:
         ),
         (f"{dead}, which hold back their keys" if status.parks_a_key else dead, status.counts[Status.DEAD].value > 0),
         (f"{status.open_rejected} rejected", status.open_rejected.value > 0),
+        *(
+            (f"{each.records:,} records of installation {one_line(each.installation)}: NAMESPACE is shared", True)
+            for each in status.other_installations
+        ),
         (f"{status.foreign} foreign rows: rehome them", status.foreign.value > 0),
         ("stalled", "stalled" in report.attention),
     )

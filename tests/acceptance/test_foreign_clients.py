@@ -40,6 +40,7 @@ def test_record_is_what_the_domain_says(installation: Installation, kcat: Kcat) 
         "payload": {"key": "Köln-1", "n": 7, "fail_times": 0, "sleep_ms": 0, "verdict": "ok", "every": 1, "filler": ""},
     }
     assert records["Köln-1"]["headers"] == {
+        "installation_id": installation.database.value("SELECT installation_id FROM outbox_installation"),
         "event_id": event_id,
         "event_type": "probe.step",
         "event_version": "v1",

@@ -355,6 +355,35 @@ def test_redelivery_goes_by_the_last_change_where_other_software_left_published_
     assert claim_ids(repository) == [old]
 
 
+def test_claim_tells_how_long_a_redelivered_row_was_published(alias: str, repository: OutboxRepository) -> None:
+    stuck, undated = published_row(alias, ago=HOUR), published_row(alias, ago=HOUR, published_at=None)
+    factories.change(alias, undated, updated_at=database_now(alias) - HOUR)
+
+    assert repository.redeliver(shards=None, published_before=repository.now() - MINUTE, limit=10) == 2
+
+    waited = {due.id: due.published_for for due in repository.claim(shards=None, limit=9, max_length=0).rows}
+    assert waited[undated] is None
+    assert HOUR - MINUTE < (waited[stuck] or HOUR) < HOUR
+
+
+def test_only_what_was_stuck_is_known_for_redelivered(alias: str, repository: OutboxRepository) -> None:
+    """What a consumer had in hand, or sends again as lost, is not what others take: it waits no longer than usual."""
+    ids = [published_row(alias, ago=HOUR) for _ in range(6)]
+    lost, waited, retried, interrupted, replayed, woken = ids
+    repository.redeliver_lost([lost])
+    repository.wait([waited], until=repository.now())
+    repository.retry(*locked(repository, retried), due_at=repository.now(), failure=FAILURE)
+    repository.interrupt(*locked(repository, interrupted), due_at=repository.now())
+    repository.bury(replayed, failure=FAILURE, parks_key=False)
+    repository.replay([replayed])
+    repository.wait([woken], until=repository.now() + HOUR)
+    repository.wake([woken])
+
+    claim = repository.claim(shards=None, limit=9, max_length=0)
+
+    assert {due.id: due.published_for for due in claim.rows} == dict.fromkeys(ids)
+
+
 @pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
 def test_what_a_consumer_holds_is_not_stuck(alias: str, repository: OutboxRepository) -> None:
     handled, stuck = published_row(alias, ago=HOUR), published_row(alias, ago=HOUR)

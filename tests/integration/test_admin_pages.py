@@ -19,6 +19,7 @@ from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import lag
 from outbox.admin import routes
 from outbox.admin.health import Severity
+from outbox.admin.rendering import moment
 from outbox.catalog import route_registry
 from outbox.exceptions import BrokerUnavailableError
 from outbox.management.status_report import ServiceReport
@@ -98,12 +99,14 @@ def test_no_data_is_taken_for_markup(root: Client, outbox_alias: str) -> None:
         key=EVIL.encode(),
         value=json.dumps({EVIL: EVIL}).encode(),
         headers=json.dumps([[EVIL, EVIL]]),
+        installation=EVIL[:64],
         resolved_by=EVIL,
         resolved_at=at(0),
     )
     state = AgentStateSnapshotRecord.objects.using(outbox_alias).create(
         conversation_id=EVIL, user_id=1, phase=EVIL[:32], snapshot_json=json.dumps({EVIL: EVIL})
     )
+    add_rejected(outbox_alias, installation=EVIL[:64])
     ServiceSwitch.objects.using(outbox_alias).create(service="agent", relay_paused=True, reason=EVIL, changed_by=EVIL)
     Worker.objects.using(outbox_alias).create(
         worker_id="w", service="agent", role="relay", host=EVIL, pid=1, seen_at=timezone.now() + timedelta(hours=1)
@@ -235,6 +238,25 @@ def test_rejected_record_shows_its_bytes(root: Client) -> None:
     content = root.get(f"{REJECTED}{record.pk}/change/").content.decode()
     assert "broken" in content
     assert "It is empty." in content
+
+
+def test_records_of_another_installation_are_one_line_that_says_how_many(root: Client, outbox_alias: str) -> None:
+    last = at(0)
+    group = add_rejected(
+        outbox_alias, installation="of-staging", records=1200, last_partition=3, last_offset=77, last_received_at=last
+    )
+    [line] = root.get(REJECTED).context["lines"]
+    assert (line.group, line.received.exact) == ("1,200 records of installation of-staging", moment(last, last).exact)
+    content = root.get(line.url).content.decode()
+    assert "It stands for 1,200 records of installation of-staging" in content
+    assert "[3] @ 77" in content
+    assert group.digest not in content, "it is not that of the record which is shown"
+
+    routes_line = line_of(root)
+    assert routes_line.colour == Severity.BAD
+    [text] = [text for text in texts(routes_line) if "another installation" in text]
+    assert "1,200, of-staging" in text
+    assert "NAMESPACE" in text
 
 
 # --- the routes page ---------------------------------------------------------------------------------------------

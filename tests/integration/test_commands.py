@@ -104,9 +104,10 @@ def at_work(alias: str) -> None:
         )
 
 
-def reject(alias: str) -> None:
+def reject(alias: str, **columns: Any) -> None:
+    place = {"topic": "smartflow.agent.outbox", "partition": 0, "offset": 1}
     RejectedRecord.objects.using(alias).create(
-        service="agent", topic="t", partition=0, offset=1, digest="d", headers="[]", reason="garbage"
+        service="agent", digest="d", headers="[]", reason="garbage", **place, **columns
     )
 
 
@@ -226,6 +227,7 @@ def test_json_keys_are_stable_and_documented(alias: str) -> None:
         "open_dead",
         "dismissed",
         "open_rejected",
+        "other_installations",
         "foreign",
         "oldest_due_age_seconds",
         "relays",
@@ -266,6 +268,7 @@ CALLS: dict[str, Callable[[str], object]] = {
     "dead": lambda alias: factories.row(alias, status="dead"),
     "dead, parked": _let_a_key_be_parked,
     "rejected": reject,
+    "rejected, other installation": lambda alias: reject(alias, installation="of-staging"),
     "foreign": lambda alias: factories.row(alias, event_type=FOREIGN, due_in=-60 * MINUTE),
     "stalled": lambda alias: factories.row(alias, due_in=-6 * MINUTE),
     "no relay": lambda alias: Worker.objects.using(alias).filter(service="agent", role="relay").delete(),
@@ -314,6 +317,16 @@ def test_work_is_stalled_after_the_time_that_was_given(alias: str, at_work: None
     factories.row(alias, due_in=-6 * MINUTE)
     assert attention("--stalled-after", "5m") == ["stalled"]
     assert attention("--stalled-after", "7m") == []
+
+
+def test_sent_again_and_not_consumed_is_stalled_however_late_it_is_due(alias: str, at_work: None) -> None:
+    """What is sent again and again waits longer each time, and must not look like what was sent a moment ago."""
+    sent_at = factories.database_now(alias) - 6 * MINUTE
+    for due_in in (54 * MINUTE, 4 * MINUTE):
+        row_id = factories.row(alias, status="published", published_at=sent_at, due_in=due_in)
+        assert attention("--stalled-after", "5m") == ["stalled"]
+        assert attention("--stalled-after", "7m") == []
+        factories.change(alias, row_id, status="consumed")
 
 
 def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Configure, at_work: None) -> None:

@@ -13,7 +13,8 @@ from django.test.utils import CaptureQueriesContext
 from outbox import signals
 from outbox.brokers.base import OutgoingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.envelope import REFERENCE_HEADER, decode_message
+from outbox.envelope import INSTALLATION_HEADER, REFERENCE_HEADER, decode_message
+from outbox.installations import installation_id
 from outbox.lifecycle import Status
 from outbox.models import ServiceSwitch
 from tests import factories
@@ -57,6 +58,7 @@ def test_record_says_what_the_row_says(alias: str, broker: MemoryBroker, make_re
     }
     headers = dict(record.headers)
     assert (headers["event_type"], headers["traceparent"]) == (NOTE.encode(), b"00-aa-bb-01")
+    assert headers[INSTALLATION_HEADER] == installation_id(alias).encode()
     assert REFERENCE_HEADER not in headers
 
 

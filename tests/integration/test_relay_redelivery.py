@@ -62,6 +62,74 @@ def test_what_is_stuck_comes_back_and_is_consumed(
     assert effect_ids(alias) == ids
 
 
+def test_what_is_taken_again_and_again_comes_with_growing_pauses(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, clock: ManualClock
+) -> None:
+    """Another installation in the group takes the records: the topic must not be flooded for ever."""
+    ids = rows(alias, 3)
+    relay = make_relay(redeliver_after_seconds=300)
+    step_until_idle(relay)
+    waited_s, pauses_s = 0, []
+    for _ in range(160):  # eighty minutes, half a minute each
+        read_everything(alias, broker)
+        clock.advance(30)
+        factories.let_get_stuck(alias, ids, by=timedelta(seconds=30))
+        waited_s += 30
+        sent = relay.totals.published
+        step_until_idle(relay)
+        if relay.totals.published > sent:
+            pauses_s.append(waited_s)
+            waited_s = 0
+
+    assert [round(each / 300) for each in pauses_s] == [1, 2, 4, 8], "as ever the first time, then twice as long"
+    assert set(statuses(alias).values()) == {"published"}
+    assert relay.totals.redelivered == 3 * 4
+
+
+def test_fresh_rows_beside_redelivered_ones_keep_their_pause(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay
+) -> None:
+    stuck = published_long_ago(alias, broker, make_relay, 2)
+    read_everything(alias, broker)
+    fresh = rows(alias, 2)
+
+    step_until_idle(make_relay(redeliver_after_seconds=300))
+
+    def pause(row_id: int) -> float:
+        found = factories.get(alias, row_id)
+        assert found.published_at is not None
+        assert found.next_retry_at is not None
+        return (found.next_retry_at - found.published_at).total_seconds()
+
+    assert [round(pause(each), -1) for each in [*stuck, *fresh]] == [600, 600, 300, 300]
+
+
+def test_what_a_consumer_misses_comes_back_as_soon_as_ever(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, toys: Toys
+) -> None:
+    """Its successors come to this group's member, so its own record does too; nobody waits for an hour."""
+    [first] = published_long_ago(alias, broker, make_relay, 1)
+    read_everything(alias, broker)
+    step_until_idle(make_relay(redeliver_after_seconds=300))
+    Worker.objects.using(alias).all().delete()
+    ShardLease.objects.using(alias).all().delete()
+    read_everything(alias, broker)
+    [second] = rows(alias, 1)
+    relay = make_relay(redeliver_after_seconds=300)
+    step_until_idle(relay)
+    factories.change(alias, first, updated_at=database_now(alias) - timedelta(seconds=301))
+    consumer = factories.consumer(alias, toys, broker=broker, redeliver_after=timedelta(seconds=300))
+
+    consumer.step(100)
+
+    assert statuses(alias) == {first: "pending", second: "pending"}, "it was to be sent again in ten minutes only"
+    factories.make_due(alias)
+    step_until_idle(relay)
+    while consumer.step(100):
+        pass
+    assert effect_ids(alias) == [first, second]
+
+
 def test_more_than_a_batch_of_stuck_rows_comes_back_without_waiting(
     alias: str, broker: MemoryBroker, make_relay: MakeRelay
 ) -> None:

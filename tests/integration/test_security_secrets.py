@@ -102,6 +102,7 @@ def cases(mysqls: list[str], postgres: str) -> list[Case]:
         Case(("outbox_status", "--json", *TIMEOUT), "password authentication failed", environment=refused),
         Case(("check", "--database", "default"), "outbox.E081", environment=refused),
         Case(("outbox_prune", "--older-than", "7d"), "database error"),
+        Case(("outbox_installation",), "database error"),
         Case(
             ("outbox_status", *TIMEOUT),
             "invalid connection option",

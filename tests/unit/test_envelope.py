@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.envelope import (
+    INSTALLATION_HEADER,
     REFERENCE_HEADER,
     Envelope,
     decode_envelope,
@@ -211,9 +212,12 @@ def test_any_text_is_an_envelope_or_an_envelope_error(raw: str) -> None:
 
 
 def test_headers_say_what_the_record_is() -> None:
-    headers = dict(headers_of(envelope_of(1), service="active-scheduler", traceparent="00-aa-bb-01"))
+    headers = headers_of(
+        envelope_of(1), service="active-scheduler", installation="of-this-database", traceparent="00-aa-bb-01"
+    )
 
-    assert headers == {
+    assert headers[0] == (INSTALLATION_HEADER, b"of-this-database"), "what every consumer reads comes first"
+    assert dict(headers[1:]) == {
         "event_id": b"e-1",
         "event_type": b"a.b",
         "event_version": b"v1",
@@ -229,10 +233,12 @@ def test_headers_say_what_the_record_is() -> None:
 
 
 def test_headers_leave_out_what_is_empty() -> None:
-    headers = dict(headers_of(envelope_of(1, aggregate_id=""), service="agent"))
+    headers = dict(headers_of(envelope_of(1, aggregate_id=""), service="agent", installation="i"))
 
     assert not {"ce_subject", "traceparent", REFERENCE_HEADER} & set(headers)
 
 
 def test_header_marks_a_payload_by_reference() -> None:
-    assert dict(headers_of(envelope_of(1), service="agent", by_reference=True))[REFERENCE_HEADER] == b"true"
+    headers = dict(headers_of(envelope_of(1), service="agent", installation="i", by_reference=True))
+
+    assert headers[REFERENCE_HEADER] == b"true"

@@ -191,7 +191,9 @@ def test_whatever_is_read_from_a_column_can_be_sent_and_everything_else_is_refus
         envelope = decode_envelope(raw, outbox_id=row_id, event_type="a.b")
     except EnvelopeError:
         return
-    headers = headers_of(envelope, service="agent", traceparent="00-aa-bb-01", by_reference=by_reference)
+    headers = headers_of(
+        envelope, service="agent", installation="i", traceparent="00-aa-bb-01", by_reference=by_reference
+    )
     message = decode_message(encode_message(envelope, outbox_id=row_id, service="agent", by_reference=by_reference))
 
     assert envelope.event_type == "a.b"

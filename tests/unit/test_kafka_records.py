@@ -22,6 +22,7 @@ from outbox.brokers._kafka_group import _incoming
 from outbox.brokers._kafka_poll import PollRoom
 from outbox.brokers._kafka_records import UNREADABLE_HEADERS, FetchedBatches, FetchedRecords, PackedHeaders
 from outbox.brokers._kafka_unreadable import UNREADABLE
+from outbox.brokers.base import IncomingRecord
 
 HEAD = DefaultRecordBatch.HEADER_STRUCT.size
 BASE = 1_000
@@ -189,11 +190,14 @@ def test_headers_are_read_as_far_as_they_can_be(packed: bytes, count: int, read:
 
 @given(st.binary(max_size=60), st.integers(0, 20))
 def test_no_header_ever_raises(packed: bytes, count: int) -> None:
-    found = PackedHeaders(packed, count)()
+    headers = PackedHeaders(packed, count)
+    found = headers()
 
     left = dict(found).get(UNREADABLE_HEADERS, b"")
     assert len(found) <= count + 1
     assert packed.endswith(left)
+    for name, _ in found:
+        headers.get(name)
 
 
 @given(st.lists(st.tuples(texts, st.binary(max_size=80)), max_size=6), st.binary(max_size=20))
@@ -203,9 +207,14 @@ def test_what_lies_behind_the_headers_is_kept(headers: list[tuple[str, bytes]], 
         encode_varint(len(part), packed.append)
         packed += part
 
-    found = PackedHeaders(bytes(packed) + behind, len(headers))()
+    reader = PackedHeaders(bytes(packed) + behind, len(headers))
 
-    assert found == (*headers, *([(UNREADABLE_HEADERS, behind)] if behind else []))
+    assert reader() == (*headers, *([(UNREADABLE_HEADERS, behind)] if behind else []))
+    plain = IncomingRecord("t", 0, 0, None, None, tuple(headers))
+    packed_record = IncomingRecord("t", 0, 0, None, None, reader)
+    for name in [*(name for name, _ in headers), "no such name", ""]:
+        assert packed_record.header(name) == plain.header(name)
+    assert plain.headers == tuple(headers)
 
 
 def test_batch_that_is_split_to_be_sent_again_keeps_its_headers() -> None:

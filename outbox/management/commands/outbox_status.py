@@ -28,7 +28,8 @@ class Command(OutboxCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         check_help = (
             "exit with 2 when a broker or database does not answer, a service has no relay or no consumer or one that "
-            "hangs, events are dead, keys held back by dead events, records rejected, rows foreign, or work is stalled"
+            "hangs, events are dead, keys held back by dead events, records rejected, records of another installation "
+            "met, rows foreign, or work is stalled"
         )
         stalled_help = "work is stalled when a row has been due, or sent and not consumed, for longer (default: 5m)"
         watch_help = "show again every so many seconds (default: 2) until SIGINT or SIGTERM"
