@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 import uuid
 from contextlib import closing
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 from MySQLdb import OperationalError
 
-from outbox.envelope import Envelope, Headers, encode_message, headers_of
+from outbox.envelope import Envelope, encode_message, headers_of
 from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
 from tests.chaos.cluster import Cluster
@@ -180,35 +180,27 @@ def _send_garbage(cluster: Cluster, fault: TimedFault) -> str:
 def _send_of_other_installation(cluster: Cluster, fault: TimedFault) -> str:
     """Put records that another installation of this software made, of its own rows with the ids of some of ours.
 
-    Its rows have ids that ours have not, or that ours have for another event type: both must be rejected. What has id
-    and type of one of our rows is told apart by ``OTHER_INSTALLATION`` alone, and is one more delivery of our row
-    without it: our row's payload takes effect, once, and never the record's.
+    Ids that ours have not, that ours have for another event type, and ids and types of ours: by its header each is
+    rejected. Each names an installation of its own, as all records of one installation are one rejected record.
     """
     dice = random.Random(fault.dice)
     records = []
     for number, (row_id, event_type, _) in enumerate(_sample(cluster, dice, 4)):
         name = f"other-{fault.at_s}-{number}"
         another_type = "probe.bulk" if event_type != "probe.bulk" else "probe.step"
-        absent_id = 10**9 + row_id
         records += [
-            _of_other_installation(f"{name}-absent", absent_id, event_type, reason=f"no row {absent_id} in"),
-            _of_other_installation(f"{name}-type", row_id, another_type, reason=f"row {row_id} of"),
+            _of_other_installation(f"{name}-absent", 10**9 + row_id, event_type),
+            _of_other_installation(f"{name}-type", row_id, another_type),
             _of_other_installation(f"{name}-same", row_id, event_type),
         ]
     return put(cluster, records, dice=dice)
 
 
-OTHER_INSTALLATION: Final[Headers] = ()
-"""The header by which a record names another installation than ours: this is the one place to put it as soon as records
-name theirs. Then all of ``other-installation`` must be rejected, for the reason ``NAMES_ANOTHER``."""
-
-NAMES_ANOTHER: Final = ""
-
-
-def _of_other_installation(key: str, row_id: int, event_type: str, *, reason: str = "") -> ForeignRecord:
-    """Return a record as our relay makes them; without ``reason`` it must be rejected only if it names whose it is."""
+def _of_other_installation(key: str, row_id: int, event_type: str) -> ForeignRecord:
+    """Return a record as the relay of an installation of its own makes them."""
+    event_id = str(uuid.uuid5(uuid.NAMESPACE_OID, key))
     envelope = Envelope(
-        event_id=str(uuid.uuid5(uuid.NAMESPACE_OID, key)),
+        event_id=event_id,
         event_type=event_type,
         event_version="v1",
         aggregate_id="",
@@ -217,9 +209,8 @@ def _of_other_installation(key: str, row_id: int, event_type: str, *, reason: st
     return ForeignRecord(
         key.encode(),
         encode_message(envelope, outbox_id=row_id, service="probe"),
-        NAMES_ANOTHER if OTHER_INSTALLATION else reason,
-        headers=(*headers_of(envelope, service="probe"), *OTHER_INSTALLATION),
-        is_certain=bool(reason or OTHER_INSTALLATION),
+        f"it is of installation {event_id}",
+        headers=headers_of(envelope, service="probe", installation=event_id),
     )
 
 

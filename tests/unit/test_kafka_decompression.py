@@ -146,7 +146,7 @@ def test_batch_above_the_limit_is_one_record_that_says_so(number: int, limit: in
         f" bytes of {codecs.NAMES[number]} decompress to more than the limit of {limit:,} bytes".encode()
     )
     assert (behind.offset, behind.value) == (1_001, b"after")
-    _, [rejection] = decode_records([_incoming(stand_in)], service="agent")
+    *_, [rejection] = decode_records([_incoming(stand_in)], service="agent")
     assert rejection.reason == said.decode()
 
 
