@@ -2,22 +2,15 @@
 
 It first ends the database connections of the late thread from connections of its own, which frees its locks and ends
 its waits in the driver, and then raises an exception in it. A call that does not return even then ends the process.
-
-What keeps the interruption out of all code but the handler's: it is sent under the slot's mutex, at most twice a call
-(code that lets no exception out may lose the first), and only while that call is the slot's work. The end of a call
-takes the mutex too, gives the slot's work back and takes back what was sent and not raised yet. What is raised within
-that end itself has the end done again, twice at the most.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from typing import Final, TypeVar
@@ -29,7 +22,8 @@ from django.db.backends.signals import connection_created
 from outbox.backstop import Backstop
 from outbox.bounded import log_stack, run_bounded
 from outbox.exceptions import HandlerTimeoutError
-from outbox.late_connections import Session, session_of, throw_away
+from outbox.handler_threads import Call, Interrupt, Slot
+from outbox.late_connections import throw_away
 from outbox.log_text import get_logger
 
 A = TypeVar("A")
@@ -47,97 +41,6 @@ _END_SESSIONS_S: Final = 5.0
 """How long the interruption of a late call waits for the end of its database sessions."""
 _AGAIN_S: Final = 2.0
 """How long an interruption may be without effect before it is sent once more."""
-
-_set_async_exc: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
-_set_async_exc.argtypes = [ctypes.c_ulong, ctypes.py_object]
-_set_async_exc.restype = ctypes.c_int
-_NOTHING: Final = ctypes.py_object()  # NULL: takes back what is pending
-
-
-class _Interrupt(BaseException):
-    """Raised in the thread of a late handler; never escapes ``Watchdog.call``."""
-
-
-class _Call:
-    """A call of a handler, and the one around it on the same thread."""
-
-    __slots__ = ("databases", "deadline", "depths", "late_since", "limit_s", "name", "on_hung", "outer", "sent")
-
-    def __init__(
-        self, slot: _Slot, deadline: float, limit_s: float, name: str, on_hung: Callable[[], None] | None
-    ) -> None:
-        outer = slot.work
-        if outer is not None:
-            on_hung = on_hung or outer.on_hung
-            if outer.deadline < deadline:
-                deadline, limit_s, name = outer.deadline, outer.limit_s, outer.name
-        self.outer: _Call | None = outer
-        self.deadline: float = deadline
-        self.limit_s: float = limit_s
-        self.name: str = name
-        self.on_hung: Callable[[], None] | None = on_hung
-        self.databases = slot.databases
-        self.depths = [len(each.atomic_blocks) for each in slot.databases]
-        self.sent = 0
-        self.late_since: float | None = None
-
-    def and_outer(self) -> Iterator[_Call]:
-        """Return this call and those around it."""
-        call: _Call | None = self
-        while call is not None:
-            yield call
-            call = call.outer
-
-
-class _Slot:
-    """A thread that calls handlers, what it is at, and the databases that it has opened."""
-
-    __slots__ = ("__weakref__", "databases", "gave_up", "ident", "mutex", "sessions", "work")
-
-    def __init__(self) -> None:
-        self.ident = threading.get_ident()
-        self.work: _Call | None = None
-        # Reentrant: an interruption between taking it and knowing so must not lock this thread out.
-        self.mutex = threading.RLock()
-        self.databases: list[BaseDatabaseWrapper] = []
-        self.sessions: list[Session] = []
-        self.gave_up = False
-        for database in connections.all(initialized_only=True):
-            self.opened(database)
-
-    def send_interruption(self, call: _Call) -> None:
-        """Have it raised in this thread; the mutex is held."""
-        call.sent += 1
-        _set_async_exc(self.ident, _Interrupt)
-
-    def end(self, call: _Call) -> None:
-        """Make the call around ``call`` the one at work; from then on nothing is raised for ``call``."""
-        with self.mutex:
-            self.work = call.outer
-            if call.sent:
-                _set_async_exc(self.ident, _NOTHING)
-
-    def end_again(self, call: _Call) -> None:
-        """Do what ``end`` does after it may have been interrupted anywhere, the mutex taken or not."""
-        self.end(call)
-        with suppress(RuntimeError):  # the mutex is not ours any more
-            while True:
-                self.mutex.release()
-
-    def postpone(self, seconds: float) -> None:
-        """Move the deadline of the call at work, and of those around it, by ``seconds``."""
-        with self.mutex:
-            for call in self.work.and_outer() if self.work is not None else ():
-                call.deadline += seconds
-                if call.late_since is not None:
-                    call.late_since += seconds
-
-    def opened(self, database: BaseDatabaseWrapper) -> None:
-        """Remember a connection of this thread."""
-        if database not in self.databases:
-            self.databases = [*(each for each in self.databases if each.alias != database.alias), database]
-        session = session_of(database)
-        self.sessions = [each for each in (*self.sessions, session) if each is not None and each.is_open]
 
 
 class Watchdog:
@@ -163,7 +66,7 @@ class Watchdog:
         self._backstop = backstop
         self._longest_s = 0.0
         self._local = threading.local()
-        self._slots: weakref.WeakSet[_Slot] = weakref.WeakSet()  # a thread that ended has taken its slot along
+        self._slots: weakref.WeakSet[Slot] = weakref.WeakSet()  # a thread that ended has taken its slot along
         self._mutex = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -187,13 +90,13 @@ class Watchdog:
             this thread is closed then, and with it the transaction that it was called in.
         """
         try:
-            slot: _Slot = self._local.slot
+            slot: Slot = self._local.slot
         except AttributeError:
             slot = self._new_slot(using)
         if limit_s > self._longest_s:
             self._longest_s = limit_s
             self._arm()
-        call = _Call(slot, self._clock() + limit_s, limit_s, name, on_hung)
+        call = Call(slot, self._clock() + limit_s, limit_s, name, on_hung)
         caught: BaseException | None = None
         try:
             try:
@@ -204,7 +107,7 @@ class Watchdog:
         except BaseException as error:
             try:
                 slot.end_again(call)
-            except _Interrupt:
+            except Interrupt:
                 slot.end_again(call)
             if call.late_since is None:
                 raise
@@ -229,9 +132,9 @@ class Watchdog:
         if self._backstop is not None:
             self._backstop.disarm()
 
-    def _new_slot(self, using: str) -> _Slot:
+    def _new_slot(self, using: str) -> Slot:
         connections[using]  # so that it is among those that are open
-        slot = _Slot()
+        slot = Slot()
         with self._mutex:
             self._slots.add(slot)
             if self._thread is None:
@@ -248,11 +151,11 @@ class Watchdog:
         return slot
 
     def _opened(self, *, connection: BaseDatabaseWrapper, **_: object) -> None:
-        slot: _Slot | None = getattr(self._local, "slot", None)
+        slot: Slot | None = getattr(self._local, "slot", None)
         if slot is not None:
             slot.opened(connection)
 
-    def _late(self, slot: _Slot, call: _Call, caught: BaseException | None) -> HandlerTimeoutError:
+    def _late(self, slot: Slot, call: Call, caught: BaseException | None) -> HandlerTimeoutError:
         throw_away(slot.databases, depths=dict(zip(call.databases, call.depths, strict=True)))
         late = HandlerTimeoutError(call.name, limit=timedelta(seconds=call.limit_s))
         # Shows where the handler was. Not its cause: the error of a connection that was ended here is no outage.
@@ -286,7 +189,7 @@ class Watchdog:
             except Exception as error:  # noqa: BLE001 - the next slots are looked at whatever happens
                 run_bounded([partial(logger.error, "watchdog failed", exc_info=error)], timeout_s=0.0)
 
-    def _act(self, slot: _Slot, now: float) -> None:
+    def _act(self, slot: Slot, now: float) -> None:
         """Interrupt the call at work, or end the process, where it is time to."""
         if not slot.mutex.acquire(blocking=False):
             return  # it is ending just now
@@ -305,7 +208,7 @@ class Watchdog:
         finally:
             slot.mutex.release()
 
-    def _interrupt(self, slot: _Slot, call: _Call) -> None:
+    def _interrupt(self, slot: Slot, call: Call) -> None:
         log = partial(logger.warning, "handler is late, interrupting: %s, %g s", call.name, call.limit_s)
         run_bounded([log], timeout_s=0.0)
         ends = [session.end for session in slot.sessions if session.is_open]
@@ -316,7 +219,7 @@ class Watchdog:
                 each.late_since = now
         slot.send_interruption(call)
 
-    def _give_up(self, slot: _Slot, call: _Call) -> None:
+    def _give_up(self, slot: Slot, call: Call) -> None:
         """End the process while the slot's mutex is held, so that a handler that returns now goes no further."""
         if slot.gave_up:
             return
