@@ -149,9 +149,10 @@ def _put_odd_bytes(cluster: Cluster, fault: TimedFault) -> str:
 def _put_unreadable_batch(cluster: Cluster, fault: TimedFault) -> str:
     """Put a batch whose compressed bytes have something behind them: Kafka's own reader passes over that."""
     key = f"unreadable-{fault.at_s}-end".encode()
-    note(cluster, [ForeignRecord(key, b"")], [False])
+    reason = "offsets "  # … to … cannot be read
+    note(cluster, [ForeignRecord(key, b"", reason)], [False])
     dice = random.Random(fault.dice)
-    records = [ForeignRecord(key, b"x" * 300) for _ in range(3)]
+    records = [ForeignRecord(key, b"x" * 300, reason) for _ in range(3)]
     options = {"compression_type": "gzip", "linger_ms": 200}
     return put(cluster, records, dice=dice, partition=dice.randrange(PARTITIONS), **options)
 
