@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from datetime import timedelta
@@ -16,15 +15,16 @@ from outbox.routes import ServiceRoute
 WITHIN_S = 100.0
 
 
-def resident_kib() -> int:
-    [line] = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith("VmRSS"))
+def status_kib(name: str) -> int:
+    """Return ``VmRSS`` or ``VmHWM``, its peak; ``ru_maxrss`` would count the process that started this one as well."""
+    [line] = (each for each in Path("/proc/self/status").read_text().splitlines() if each.startswith(name))
     return int(line.split()[1])
 
 
 def main(servers: str, topic: str, count: int) -> None:
     broker = KafkaBroker(bootstrap_servers=servers)
     route = ServiceRoute(service="agent", table="none", topic=topic, group=f"{topic}-memory")
-    idle_kib = resident_kib()
+    idle_kib = status_kib("VmRSS")
     subscription = broker.subscribe(route, client_id="memory")
     sizes: dict[int, int] = {}  # by offset: on a busy machine a member may lose its partition, and get records again
     deadline = time.monotonic() + WITHIN_S
@@ -37,7 +37,7 @@ def main(servers: str, topic: str, count: int) -> None:
         subscription.commit(received)
     subscription.close()
     broker.close()
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_kib = status_kib("VmHWM")
     print(json.dumps({"sizes": [sizes[offset] for offset in sorted(sizes)], "grown_mib": (peak_kib - idle_kib) / 1024}))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import transaction
@@ -34,6 +34,11 @@ Row = dict[str, Any]
 
 NOW: Any = object()
 """A column that takes the database's clock at the time of the step."""
+
+SECOND_AGO: Any = object()
+"""Likewise, less one second."""
+
+_BEFORE_THE_CLOCK = {NOW: timedelta(0), SECOND_AGO: timedelta(seconds=1)}
 
 
 class RepositoryModel:
@@ -170,11 +175,14 @@ class RepositoryModel:
 
     def differences(self, expected: Row, found: Row, earlier: datetime) -> Row:
         """Return the columns that are not as expected, with both values."""
-        return {
-            name: (value, found[name])
-            for name, value in expected.items()
-            if not (earlier <= (found[name] or BEGINNING) <= self.clock if value is NOW else found[name] == value)
-        }
+
+        def fits(value: Any, actual: Any) -> bool:
+            before = _BEFORE_THE_CLOCK.get(value)
+            if before is None:
+                return bool(actual == value)
+            return earlier - before <= (actual or BEGINNING) <= self.clock - before
+
+        return {name: (value, found[name]) for name, value in expected.items() if not fits(value, found[name])}
 
     def read_anew(self) -> None:
         self.rows = {row["id"]: row for row in AgentOutboxMessage.objects.using(self.alias).order_by("id").values()}

@@ -34,7 +34,16 @@ from outbox.lifecycle import UNFINISHED, Status
 from outbox.rows import Claim, Failure, Locked, NewRow
 from outbox.sql import from_db
 from tests import factories
-from tests.integration.repository_model import BEGINNING, FOREIGN, NOW, SHARDS, RepositoryModel, columns_of, lies_behind
+from tests.integration.repository_model import (
+    BEGINNING,
+    FOREIGN,
+    NOW,
+    SECOND_AGO,
+    SHARDS,
+    RepositoryModel,
+    columns_of,
+    lies_behind,
+)
 from tests.properties import bounded
 from tests.repositories import UNLIMITED, stale
 from tests.toys import NOTE, PARKED
@@ -202,7 +211,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         free = [row["id"] for row in stuck if row["id"] not in self.model.held]
         with self.model.step(way):
             count = self.repository.redeliver(shards=SHARDS[shards], published_before=moment, limit=limit)
-            self.model.move(lifecycle.REDELIVER, free, next_retry_at=NOW)
+            self.model.move(lifecycle.REDELIVER, free, next_retry_at=SECOND_AGO)
         assert count == len(free)
 
     @rule(shards=shard_sets, limit=limits)
