@@ -110,9 +110,8 @@ def _take_table_away(cluster: Cluster, fault: TimedFault) -> str:
     with cluster.database() as database:
         try:
             database.execute("SET SESSION lock_wait_timeout = 3")
-            _take_time(cluster, database)
             database.execute(f"RENAME TABLE {TABLE} TO {AWAY}")
-        except OperationalError as error:
+        except MySQLdb.Error as error:  # that there is no such table is no OperationalError
             insist_on_table(cluster)
             raise MissedError(f"the table could not be renamed: {error}") from error
     began_at = time.time()
@@ -200,16 +199,9 @@ def insist_on_table(cluster: Cluster) -> None:
 
     def put_back(database: MariaDBDatabase) -> None:
         if database.query(f"SHOW TABLES LIKE '{AWAY}'"):
-            _take_time(cluster, database)
             database.execute(f"RENAME TABLE {AWAY} TO {TABLE}")
 
     _insist(cluster, put_back)
-
-
-def _take_time(cluster: Cluster, database: MariaDBDatabase) -> None:
-    """Have no limit of time end a RENAME: MariaDB 10.11 loses a table of which one is ended halfway."""
-    if not cluster.servers.is_mysql:
-        database.execute("SET SESSION max_statement_time = 0")
 
 
 def insist_on_cut(cluster: Cluster) -> None:
