@@ -23,7 +23,7 @@ BACKSTOP_SIGNAL: Final = signal.SIGPROF
 class Backstop:
     """Ends the process unless it is armed anew in time; one a process.
 
-    ``is_usable`` is False where somebody else has a use for the timer, such as a profiler: it is left alone then.
+    ``is_usable`` is False where the timer has another use, such as a profiler: it is left alone then.
     """
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from outbox.models import Installation
 def installation_id(using: str) -> str:
     """Return the id in the database ``using``. Where there is none, make it: of several at once, the first wins.
 
-    :raises DatabaseError: the database is away, or its table is not migrated.
+    :raises DatabaseError: the database is unavailable, or its table is not migrated.
     """
     found = Installation.objects.using(using).values_list("installation_id", flat=True)
     known = found.first()
@@ -29,7 +29,7 @@ def installation_id(using: str) -> str:
 def renew_installation_id(using: str) -> str:
     """Give the database ``using`` a new id and return it; workers that run know the old one until they start again.
 
-    :raises DatabaseError: the database is away, or its table is not migrated.
+    :raises DatabaseError: the database is unavailable, or its table is not migrated.
     """
     new = str(uuid.uuid4())
     Installation.objects.using(using).update_or_create(defaults={"installation_id": new}, id=1)
@@ -46,7 +46,7 @@ class InstallationId:
     def __call__(self) -> str:
         """Return the id.
 
-        :raises DatabaseError: the database is away, or its table is not migrated.
+        :raises DatabaseError: the database is unavailable, or its table is not migrated.
         """
         self._known = self._known or installation_id(self._using)
         return self._known

@@ -42,7 +42,7 @@ class OtherInstallations:
 
         Records that come again are counted again.
 
-        :raises DatabaseError: the database is away; nothing is lost when all of them are given again.
+        :raises DatabaseError: the database is unavailable; nothing is lost when all of them are given again.
         """
         own: list[IncomingRecord] = []
         others: dict[str, list[IncomingRecord]] = {}

@@ -75,7 +75,7 @@ class RowReader:
     ) -> tuple[list[IncomingRecord], list[Rejection]]:
         """Return those of ``records``, which name the row and type ``named``, that are of ``row``, and the others.
 
-        Without a row, ``locked_type`` is the type of the one with that id which somebody else has locked.
+        Without a row, ``locked_type`` is the type of the row with that id, which another session has locked.
 
         Those of another event are told by its id where row and record state one: a database that was restored gives
         ids out again, and records of the rows that had them before are on the topic.

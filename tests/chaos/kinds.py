@@ -36,7 +36,7 @@ KINDS: Final = {
     "kafka-stop": Kind("kafka", 1, 8, "Kafka is stopped and started again"),
     "kafka-kill": Kind("kafka", 1, 8, "kill -9 of Kafka; it is started again"),
     "kafka-freeze": Kind("kafka", 3, 14, "SIGSTOP of Kafka: connections stay open, nothing answers"),
-    "kafka-watched": Kind("kafka", 4, 10, "Kafka is away or frozen while an operator looks at pages and outbox_status"),
+    "kafka-watched": Kind("kafka", 4, 10, "Kafka is unavailable while an operator looks at pages and outbox_status"),
     "database-stop": Kind("database", 1, 8, "the database is stopped and started again"),
     "database-kill": Kind("database", 1, 8, "kill -9 of the database; it is started again"),
     "database-freeze": Kind("database", 3, 12, "SIGSTOP of the database"),

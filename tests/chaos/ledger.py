@@ -42,7 +42,7 @@ class Ledger:
     """Rows that said ``published`` without a record."""
     holds: list[Hold] = field(default_factory=list)
     looks: list[Look] = field(default_factory=list)
-    """What an operator looked at while Kafka was away."""
+    """What an operator looked at while Kafka was unavailable."""
     echoes: int = 0
     replayed: int = 0
 
@@ -63,7 +63,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look of an operator while Kafka was away."""
+    """One look of an operator while Kafka was unavailable."""
 
     what: str
     began_at: float

@@ -1,4 +1,4 @@
-"""Whether what an operator looked at while Kafka was away answered in time, and said what is the matter."""
+"""Whether what an operator looked at while Kafka was unavailable answered in time, and said what is the matter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Looks:
         """Return what the report says."""
         longest = ", ".join(f"{what} {took_s:.1f} s" for what, took_s in sorted(self.longest_s.items()))
         yield (
-            f"looks of an operator while Kafka was away: {self.measured} measured, {len(self.slow)} too late, "
+            f"looks of an operator while Kafka was unavailable: {self.measured} measured, {len(self.slow)} too late, "
             f"{len(self.wrong)} with a wrong answer; {self.excused} excused; the longest: {longest or 'none'}"
         )
 
@@ -78,6 +78,7 @@ def judge_looks(verdict: Verdict, found: Looks) -> None:
     """Check that all answered in time, and rightly."""
     verdict.checked[10] += found.measured
     for look in found.wrong:
-        verdict.note(10, f"{look.what} while Kafka was away: {look.problem}")
+        verdict.note(10, f"{look.what} while Kafka was unavailable: {look.problem}")
     for look in found.slow:
-        verdict.note(10, f"{look.what} took {look.took_s:.1f} s while Kafka was away; {look.limit_s:g} s are allowed")
+        allowed = f"{look.limit_s:g} s are allowed"
+        verdict.note(10, f"{look.what} took {look.took_s:.1f} s while Kafka was unavailable; {allowed}")

@@ -1,4 +1,4 @@
-"""An operator who looks at the admin's pages and at ``outbox_status`` while Kafka is away or frozen."""
+"""An operator who looks at the admin's pages and at ``outbox_status`` while Kafka is unavailable."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _start_s(cluster: Cluster) -> float:
 
 
 def status_problem(code: int, said: str, *, broker: str) -> str:
-    """Return what is wrong with an answer of ``outbox_status --check`` while ``broker`` is away."""
+    """Return what is wrong with an answer of ``outbox_status --check`` while ``broker`` is unavailable."""
     if code != NEEDS_A_PERSON:
         return f"it ended with exit code {code}: {said[-2000:]}"
     if broker not in said:

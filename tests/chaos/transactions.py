@@ -62,7 +62,7 @@ def end_topics(cluster: Cluster) -> None:
 def _transactional(cluster: Cluster, name: str, *, wait_s: int = 10) -> Iterator[KafkaProducer]:
     """Give a producer that writes in transactions, and waits so long for a Kafka that has just come back.
 
-    :raises MissedError: Kafka is away.
+    :raises MissedError: Kafka is unavailable.
     """
     with producing(
         cluster, transactional_id=name, transaction_timeout_ms=10_000, max_block_ms=1000 * wait_s

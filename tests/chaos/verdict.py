@@ -22,7 +22,7 @@ PROMISES: Final = {
     7: "a service keeps to itself",
     8: "what is stuck comes back",
     9: "any number of each; a killed one's share moves within 10 s",
-    10: "while Kafka is away, pages and outbox_status answer in time",
+    10: "while Kafka is unavailable, pages and outbox_status answer in time",
 }
 
 _EVENT_TYPES: Final = {"probe": r"probe\..*", "agent": r"agent\.state\.snapshot\.persist"}

@@ -1,4 +1,4 @@
-"""What a chaos run takes for an answer that comes too late, or says the wrong thing, while Kafka is away."""
+"""What a chaos run takes for an answer that comes too late, or says the wrong thing, while Kafka is unavailable."""
 
 from __future__ import annotations
 
