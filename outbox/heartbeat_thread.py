@@ -27,6 +27,9 @@ _PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(sec
 _SQLITE_BUSY_MS: Final = 1000
 """Shorter than a worker's own: a beat that misses the writer's lock is made good by the next one."""
 
+_LATE: Final = 1.25
+"""A beat of the worker's loop is late after so many intervals, and made here; three fit into a lease's time."""
+
 T = TypeVar("T")
 
 
@@ -158,10 +161,24 @@ class HeartbeatThread(threading.Thread):
         if asked is not None:
             asked()
             return
+        if self._is_beaten_elsewhere():
+            return
         try:
             self.beat()
         except Exception:  # noqa: BLE001 - said already; the next beat may succeed
             return
+
+    def _is_beaten_elsewhere(self) -> bool:
+        """Say whether the worker's loop beats itself, and look again when its next beat is late.
+
+        A relay's does with each look at its leases; here it is done only while the loop waits for its broker.
+        """
+        beaten_at = self._presence.beaten_at
+        late_at = 0.0 if beaten_at is None else beaten_at + _LATE * self._interval_s
+        if late_at <= time.monotonic():
+            return False
+        self._next_at = late_at
+        return True
 
     def _prepare(self) -> None:
         connection = connections[self._using]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,9 +60,16 @@ class Presence:
         self.partitions = ""
         """What the row says that this worker holds, from the next beat on."""
         self.progress = Progress()
+        self._beaten_at: float | None = None
+
+    @property
+    def beaten_at(self) -> float | None:
+        """When the database last took a beat, on whichever thread, in monotonic seconds."""
+        return self._beaten_at
 
     def beat(self) -> Switches:
         """Say that the worker is alive and when its loop last moved; return the switches of its service."""
+        asked_at = time.monotonic()
         moved_at = from_now(-self.progress.age)
         seen = (
             Worker.objects.using(self.using)
@@ -87,6 +95,7 @@ class Presence:
             .values_list("relay_paused", "consumer_paused")
             .first()
         )
+        self._beaten_at = asked_at
         return Switches(*switch) if switch else Switches()
 
     def alive(self) -> list[str]:

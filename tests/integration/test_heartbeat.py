@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
 from outbox.heartbeat import Heartbeat, NullHeartbeat
-from outbox.leases import CONSUMER, Presence, Switches
+from outbox.leases import CONSUMER, RELAY, Presence, Switches
 from outbox.models import ServiceSwitch, Worker
 from tests.chaos.proxy import Proxy
 from tests.factories import database_now
@@ -65,6 +66,31 @@ def test_row_is_renewed_and_switches_follow_while_the_worker_is_at_work(alias: s
 
     wait_until(lambda: _row(alias).seen_at > first)
     wait_until(lambda: started.switches.consumer_paused)
+
+
+def test_heartbeat_has_nothing_to_do_while_the_loop_beats_itself_and_takes_over_when_it_is_late(alias: str) -> None:
+    beats: list[int] = []
+
+    class _Counted(Presence):
+        def beat(self) -> Switches:
+            beats.append(threading.get_ident())
+            return super().beat()
+
+    presence = _Counted(service=SERVICE, role=RELAY, worker_id=WORKER, using=alias, ttl=timedelta(seconds=60))
+    started = Heartbeat(presence, interval=timedelta(seconds=1), answer_timeout=ANSWER)
+    started.start()
+    try:
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            presence.beat()
+            threading.Event().wait(0.02)
+        others = [each for each in beats if each != threading.get_ident()]
+        assert len(others) == 1, "the first one, at its start"
+
+        wait_until(lambda: beats[-1] != threading.get_ident())
+        assert _row(alias).worker_id == WORKER
+    finally:
+        started.close()
 
 
 def test_row_says_when_the_loop_last_moved(alias: str, heartbeat: Open) -> None:
