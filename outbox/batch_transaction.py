@@ -219,8 +219,9 @@ class BatchTransaction:
         live, outcome, reader = list[Locked](), self.outcome, self.tools.reader
         matched: Messages = {}  # a record that is not of its row must not be tried again in that row's name
         for named, records in sorted(self.messages.items()):
-            row, locked = found.get(named[0]), self._locked_types.get(named[0])
-            own, others = reader.match(row, named, records, self.event_ids, locked_type=locked)
+            row = found.get(named[0])
+            locked = None if row is not None else self._locked_types.get(named[0])
+            own, others = reader.match(row, named, records, self.event_ids[named], locked_type=locked)
             outcome.rejected += others
             if row is None or not own:
                 continue

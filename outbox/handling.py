@@ -279,10 +279,11 @@ class BatchHandling:
 
     def _committed(self, outcome: Outcome) -> None:
         """Remember who waits for whom, and tell the world."""
+        contended = self._settling.contended
         for key, gone in outcome.finished.items():
             self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
-            if self._settling.contended:
-                self._settling.contended.forget(gone)
+            if contended:
+                contended.forget(gone)
         for key, ids in outcome.put_back.items():
             self._waiting.put_back(key, ids)
         if outcome.woken or outcome.redelivered:

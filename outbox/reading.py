@@ -26,15 +26,15 @@ from outbox.rows import Locked
 Messages = dict[tuple[int, str], list[IncomingRecord]]
 """The records of a batch by row and event type: a foreign record with the id of a row must not hide the row's own."""
 
-EventIds = dict[tuple[str, int, int], str]
-"""The event ids that records state, by the records' places."""
+EventIds = dict[tuple[int, str], list[str]]
+"""The event ids of those records, in their order; the row's id stands for none."""
 
 _SHOWN_CHARACTERS: Final = 160
 """Of an event id in a reason, which has room for two: a record may state one of any length."""
 
 
 def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[Messages, EventIds, list[Rejection]]:
-    """Return the rows that ``records`` name, the event ids that they state, and what names no row of ``service``."""
+    """Return the rows that ``records`` name, the records' event ids, and what names no row of ``service``."""
     messages: Messages = {}
     event_ids: EventIds = {}
     rejected: list[Rejection] = []
@@ -50,9 +50,9 @@ def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[
         if message.service_name not in {"", service}:
             rejected.append(Rejection(record, f"it belongs to service {message.service_name!r}"))
         else:
-            messages.setdefault((message.outbox_id, message.event_type), []).append(record)
-            if stated := stated_event_id(message.event_id, outbox_id=message.outbox_id):
-                event_ids[record.place] = stated
+            named = (message.outbox_id, message.event_type)
+            messages.setdefault(named, []).append(record)
+            event_ids.setdefault(named, []).append(message.event_id)
     return messages, event_ids, rejected
 
 
@@ -69,13 +69,14 @@ class RowReader:
         row: Locked | None,
         named: tuple[int, str],
         records: list[IncomingRecord],
-        event_ids: EventIds,
+        event_ids: list[str],
         *,
         locked_type: str | None,
-    ) -> tuple[list[IncomingRecord], list[Rejection]]:
+    ) -> tuple[list[IncomingRecord], Sequence[Rejection]]:
         """Return those of ``records``, which name the row and type ``named``, that are of ``row``, and the others.
 
-        Without a row, ``locked_type`` is the type of the row with that id, which another session has locked.
+        ``event_ids`` are theirs. Without a row, ``locked_type`` is the type of the row with that id, which another
+        session has locked.
 
         Those of another event are told by its id where row and record state one: a database that was restored gives
         ids out again, and records of the rows that had them before are on the topic.
@@ -86,20 +87,17 @@ class RowReader:
             reason = f"row {row_id} of {table} is a {actual!r} and not this service's {event_type!r}"
             reason = f"no row {row_id} in {table}: pruned or foreign" if actual is None else reason
             return [], [Rejection(record, reason) for record in records]
-        stated = stated_event_id(row.event_id, outbox_id=row_id)
-        others = {
-            each.place: event_id
-            for each in records
-            if stated and (event_id := event_ids.get(each.place, stated)) != stated
-        }
-        if not others:
-            return records, []
-        reason = f"event_id of row {row_id} of {table} is {_shown(stated)}, that of the record is"
-        return [each for each in records if each.place not in others], [
-            Rejection(each, f"{reason} {_shown(others[each.place])}: it is of an earlier row with that id")
-            for each in records
-            if each.place in others
-        ]
+        if event_ids.count(row.event_id) == len(records) or not stated_event_id(row.event_id, outbox_id=row_id):
+            return records, ()
+        reason = f"event_id of row {row_id} of {table} is {_shown(row.event_id)}, that of the record is"
+        own: list[IncomingRecord] = []
+        others: list[Rejection] = []
+        for record, event_id in zip(records, event_ids, strict=True):
+            if event_id == row.event_id or not stated_event_id(event_id, outbox_id=row_id):
+                own.append(record)
+            else:
+                others.append(Rejection(record, f"{reason} {_shown(event_id)}: it is of an earlier row with that id"))
+        return own, others
 
     def read(self, row: Locked) -> Readable:
         """Return a row as its handler sees it.

@@ -18,18 +18,23 @@ from outbox.exceptions import TransactionEndedError
 
 _IN_FRONT: Final = r"(?:\s|(?>/\*(?!!).*?\*/)|/\*!\d*|(?>(?:--|\#)[^\n]*\n))*"
 """Comments and white space. What stands in ``/*! … */`` is executed on MySQL."""
-_ENDS_TRANSACTION: Final = re.compile(
-    rf"{_IN_FRONT}(?:COMMIT|ROLLBACK(?!\s+(?:WORK\s+)?TO\b)|BEGIN|START\s+TRANSACTION|END|ABORT|PREPARE\s+TRANSACTION"
-    r"|SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:SESSION\.|LOCAL\.)?)?AUTOCOMMIT)\b",
-    re.IGNORECASE | re.DOTALL,
+_ENDING: Final = (
+    r"COMMIT|ROLLBACK(?!\s+(?:WORK\s+)?TO\b)|BEGIN|START\s+TRANSACTION|END|ABORT|PREPARE\s+TRANSACTION"
+    r"|SET\s+(?:SESSION\s+|LOCAL\s+|@@(?:SESSION\.|LOCAL\.)?)?AUTOCOMMIT"
 )
-_ENDS_TRANSACTION_ON_MYSQL: Final = re.compile(
-    rf"{_IN_FRONT}(?:ALTER|CREATE(?!\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|TRUNCATE|RENAME|GRANT|REVOKE|SET\s+PASSWORD"
-    r"|LOCK\s+TABLES?|UNLOCK\s+TABLES?|ANALYZE|OPTIMIZE|REPAIR|CHECK|FLUSH|CACHE\s+INDEX|LOAD\s+INDEX|INSTALL|UNINSTALL"
-    r"|XA)\b",
-    re.IGNORECASE | re.DOTALL,
+_ENDING_ON_MYSQL: Final = (
+    r"ALTER|CREATE(?!\s+TEMPORARY)|DROP(?!\s+TEMPORARY)|TRUNCATE|RENAME|GRANT|REVOKE|SET\s+PASSWORD"
+    r"|LOCK\s+TABLES?|UNLOCK\s+TABLES?|ANALYZE|OPTIMIZE|REPAIR|CHECK|FLUSH|CACHE\s+INDEX|LOAD\s+INDEX|INSTALL|UNINSTALL|XA"
 )
 """Statements that commit by themselves: https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html"""
+
+
+def _begins_with(words: str) -> re.Pattern[str]:
+    return re.compile(rf"{_IN_FRONT}(?:{words})\b", re.IGNORECASE | re.DOTALL)
+
+
+_ENDS_TRANSACTION: Final = _begins_with(_ENDING)
+_ENDS_TRANSACTION_ON_MYSQL: Final = _begins_with(f"{_ENDING}|{_ENDING_ON_MYSQL}")
 
 
 class StatementWatch:
@@ -47,9 +52,8 @@ class StatementWatch:
 
     def __call__(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: dict[str, Any]) -> Any:
         connection = context["connection"]
-        if isinstance(sql, str) and (
-            _ENDS_TRANSACTION.match(sql) or (connection.vendor == "mysql" and _ENDS_TRANSACTION_ON_MYSQL.match(sql))
-        ):
+        ends_transaction = _ENDS_TRANSACTION_ON_MYSQL if connection.vendor == "mysql" else _ENDS_TRANSACTION
+        if isinstance(sql, str) and ends_transaction.match(sql):
             raise TransactionEndedError(sql)
         began_s = perf_counter()
         try:

