@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
+from tests.properties import bounded
 from tests.services import require
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ Configure = Callable[..., None]
 
 REAL_NAMES: dict[str, str] = {}
 """The names of the databases that are not for tests."""
+
+# A property that names no bounds has these: the usual ones end an example that a busy machine held up for 200 ms.
+hypothesis.settings.register_profile("outbox", bounded(100))
+hypothesis.settings.load_profile("outbox")
 
 
 @pytest.hookimpl(trylast=True)

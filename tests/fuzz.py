@@ -147,7 +147,7 @@ raw_values = st.integers(0, len(RAW_VALUES) - 1).map(RAW_VALUES.__getitem__) | j
 
 
 def fuzzing(max_examples: int) -> settings:
-    """Return how a fuzz test runs; in CI hypothesis itself takes care that every run has the same examples.
+    """Return how a fuzz test runs: by the same examples in every run, unless ``tests.properties`` is told otherwise.
 
     Its fixtures are made once for all examples: what an example needs fresh, it makes itself.
     """
