@@ -171,8 +171,10 @@ class Consumer:
                 wait = min(wait, pause)
             # The table broker gives again what is held: beyond that there is room for more.
             received = subscription.receive(max_records=room + len(self._held), timeout=wait)
-            known = {each.place for each in self._in_hand}
-            self._in_hand += [each for each in received if each not in self._held and each.place not in known]
+            if self._in_hand or self._held:
+                known = {each.place for each in self._in_hand}
+                received = [each for each in received if each not in self._held and each.place not in known]
+            self._in_hand += received
         if self._held and (gone := self._held.forget(subscription.assignments)):
             subscription.hand_back(gone)
 

@@ -7,7 +7,7 @@ long is let go: its row is ``published``, and the relay sends it again in its ti
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -69,11 +69,13 @@ class HeldRecords:
         next_at = min(held.try_at for held in self._held.values())
         return timedelta(seconds=max(0.0, next_at - self._clock()))
 
-    def settle(self, tried: Sequence[IncomingRecord], still: Iterable[IncomingRecord]) -> list[IncomingRecord]:
+    def settle(self, tried: Sequence[IncomingRecord], still: Sequence[IncomingRecord]) -> list[IncomingRecord]:
         """Note what became of ``tried``, of which ``still`` came to no end; return what may be committed now.
 
         What has been held for too long is let go, and is among what may be committed.
         """
+        if not (still or self._held or self._done):
+            return list(tried)
         now = self._clock()
         kept = {record.place for record in still}
         for record in tried:
