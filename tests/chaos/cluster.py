@@ -112,6 +112,8 @@ class Cluster:
         self.watch = Watch()
         self.isolation_level = isolation_level
         self.servers = Servers(self.root, database=database, has_own_disk=has_own_disk)
+        self.baits: dict[int, str] = {}
+        """Rows whose handlers sleep to be caught at it, with their keys; ``host-freeze`` alone uses them."""
         self._seed, self._rate = seed, rate
         self._began = time.monotonic()
         self.began_at = time.time()

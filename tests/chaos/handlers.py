@@ -29,6 +29,7 @@ _ALONE: Final = frozenset({"raw-commit", "hook", "idle", "row-lock"})
 _TIMES: Final[dict[str, tuple[int, ...]]] = {"handlers": (1, 2, 2, FOR_EVER), "killers": (1, 1, 1, 2, 1, FOR_EVER)}
 _ONCE: Final = frozenset({"raw-commit"})
 
+_BAITS: Final = 3
 _COMES_S: Final = 90.0
 """An event waits for what lies before it, and for servers and consumers that are away."""
 
@@ -71,23 +72,27 @@ def _want_locked_row(cluster: Cluster, fault: TimedFault) -> str:
     return f"business row {target}, wanted by {number} events"
 
 
-def caught_in_handler(cluster: Cluster, fault: TimedFault) -> int:
-    """Publish an event whose handler sleeps with an open transaction; return the process that has begun with it.
+def caught_in_handler(cluster: Cluster, fault: TimedFault) -> tuple[int, str]:
+    """Publish events whose handlers sleep with an open transaction, on several partitions.
 
-    :raises MissedError: no consumer came to it.
+    Return the process that has just begun with one of them, or of those before that came late, and the event's key.
+
+    :raises MissedError: no consumer came to any.
     """
-    key = f"{fault.name}-{fault.at_s}"
+    keys = [f"{fault.name}-{fault.at_s}-{number}" for number in range(_BAITS)]
     begun = _begun(cluster)
-    cluster.publisher.publish(("faulty", {"key": key, "fault": "idle", "sleep_ms": IDLE_MS}))
+    cluster.publisher.publish(*(("faulty", {"key": key, "fault": "idle", "sleep_ms": IDLE_MS}) for key in keys))
     with cluster.database() as database:
-        row_id = database.value(f"SELECT MAX(id) FROM probe_outbox_messages WHERE message_key = '{key}'")
+        for key in keys:
+            row_id = database.value(f"SELECT MAX(id) FROM probe_outbox_messages WHERE message_key = '{key}'")
+            cluster.baits[int(row_id)] = key
     deadline = time.monotonic() + _COMES_S
     while time.monotonic() < deadline and not cluster.over.is_set():
         for mark in trace.read(cluster.installation.trace_path)[begun:]:
-            if mark.what == "begin" and mark.outbox_id == row_id:
-                return mark.pid
+            if mark.what == "begin" and mark.outbox_id in cluster.baits:
+                return mark.pid, cluster.baits.pop(mark.outbox_id)
         cluster.rest(0.2)
-    raise MissedError("no consumer came to the event")
+    raise MissedError("no consumer came to the events")
 
 
 def _begun(cluster: Cluster) -> int:

@@ -12,13 +12,12 @@ from tests.chaos.schedule import TimedFault
 
 @injects("host-freeze")
 def _freeze_in_handler(cluster: Cluster, fault: TimedFault) -> str:
-    pid = caught_in_handler(cluster, fault)
+    pid, key = caught_in_handler(cluster, fault)
     member = next((each for each in cluster.crew.running("consumer") if each.worker.pid == pid), None)
     if member is None:
         raise MissedError("the consumer has gone")
     with cluster.crew.frozen(member):
         cluster.rest(fault.length_s)
     began_at, ended_at = member.froze[-1]
-    keys = frozenset({f"{fault.name}-{fault.at_s}"})
-    cluster.ledger.holds.append(Hold(began_at, ended_at, fault.name, keys, frozen_pid=pid))
+    cluster.ledger.holds.append(Hold(began_at, ended_at, fault.name, frozenset({key}), frozen_pid=pid))
     return str(member)
