@@ -38,18 +38,6 @@ def test_worker_may_end_where_a_handler_has_ended_it(exit_code: int) -> None:
     assert judged(exit_code=exit_code, killed_itself=(PID + 1,))
 
 
-def test_worker_whose_handler_kept_the_interpreters_lock_stood_still_until_its_end() -> None:
-    worker = cast("Worker", SimpleNamespace(pid=PID))
-    found = Member(worker, "consumer", "probe", Clock(Path("x")), fate="ended by itself", left_at=1000.0)
-    for exit_code in (None, HUNG_EXIT_CODE, -9):
-        found.exit_code = exit_code
-        assert found.kept_lock is None
-    found.exit_code = -BACKSTOP_SIGNAL
-    assert found.kept_lock is not None
-    began_at, ended_at = found.kept_lock
-    assert began_at < ended_at == 1000.0
-
-
 def test_worker_may_end_itself_because_a_handler_never_returned() -> None:
     assert not judged(exit_code=HUNG_EXIT_CODE)
     assert judged(exit_code=HUNG_EXIT_CODE, role="relay")
