@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from outbox.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.harness import Installation
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock, make_clock
@@ -29,6 +30,10 @@ ALSO: Final = {"probe": (), "agent": ("probe",)}
 
 HUNG_EXIT_CODE: Final = 79
 """How a worker ends one of whose handlers never returned."""
+
+_KEEPS_LOCK_S: Final = 30.0
+"""For how long a process stood still, at the most, that the kernel ended because a handler kept the interpreter's lock.
+That takes 9 s of the processor, the time limit and three times the grace, which a busy machine stretches."""
 
 BATCH_SIZES: Final = (40, 1, 8)
 """Of one consumer after the other. In a batch of one, an outage that is taken for a fault has nobody else to blame."""
@@ -56,6 +61,13 @@ class Member:
     def is_at_work(self) -> bool:
         """Say whether it has come past its start: before that, SIGTERM simply ends a process."""
         return self.came_at is not None
+
+    @property
+    def kept_lock(self) -> tuple[float, float] | None:
+        """From when to when a handler may have kept the interpreter's lock, and nothing else moved; None: never."""
+        if self.exit_code != -BACKSTOP_SIGNAL or self.left_at is None:
+            return None
+        return self.left_at - _KEEPS_LOCK_S, self.left_at
 
     def __str__(self) -> str:
         return f"{self.role} of {self.service}, process {self.worker.pid}, log {self.worker.log.name}"

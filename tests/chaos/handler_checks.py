@@ -1,4 +1,5 @@
-"""Checks of what handlers that do wrong leave behind: interruptions, hung calls, hooks of a commit."""
+"""Checks of what handlers that do wrong leave behind: interruptions, hung calls, kept locks of the
+interpreter, hooks of a commit."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from outbox.backstop import BACKSTOP_SIGNAL
 from tests.chaos.crew import Member
 from tests.chaos.evidence import Evidence
 from tests.chaos.verdict import Verdict, expectations
@@ -18,6 +20,7 @@ def judge_handlers(verdict: Verdict, evidence: Evidence, members: Sequence[Membe
     """Check all of them."""
     _check_interruptions(verdict, evidence)
     _check_hung(verdict, evidence)
+    _check_kept_locks(verdict, evidence, members)
     _check_hooks(verdict, evidence, members)
 
 
@@ -43,6 +46,26 @@ def _check_hung(verdict: Verdict, evidence: Evidence) -> None:
         if overran:
             row = by_id[row_id]
             verdict.note(5, f"nobody ended a handler that hung, in the processes {overran}: {row}", [row.event_id])
+
+
+def _check_kept_locks(verdict: Verdict, evidence: Evidence, members: Sequence[Member]) -> None:
+    """The kernel ended each process whose handler kept the interpreter's lock, unless a fault of the run was first."""
+    by_id = {row.id: row for row in evidence.rows["probe"]}
+    wanted = {row_id for row_id, told in evidence.told.items() if told is not None and told.fault == "kill-match"}
+    kept = {mark.pid: mark.outbox_id for mark in evidence.marks if mark.what == "kill" and mark.outbox_id in wanted}
+    for member in members:
+        row_id = kept.get(member.worker.pid)
+        if row_id is None or member.fate == "killed":
+            continue
+        verdict.checked[5] += 1
+        if member.exit_code != -BACKSTOP_SIGNAL:
+            row = by_id[row_id]
+            verdict.note(
+                5,
+                f"a handler kept the interpreter's lock, and the {member} was not ended by {BACKSTOP_SIGNAL.name}: it "
+                f"{member.fate}, exit code {member.exit_code}: {row}",
+                [row.event_id],
+            )
 
 
 def _check_hooks(verdict: Verdict, evidence: Evidence, members: Sequence[Member]) -> None:

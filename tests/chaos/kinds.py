@@ -98,6 +98,9 @@ KINDS: Final = {
     "kill-exit": Kind("killers", 0, 0, "a handler that calls os._exit"),
     "kill-signal": Kind("killers", 0, 0, "a handler that SIGKILLs its process, as an OOM killer does"),
     "kill-crash": Kind("killers", 0, 0, "a handler that ends its process with a segmentation fault"),
+    "kill-match": Kind(
+        "killers", 0, 0, "a handler that keeps the interpreter's lock: a regular expression without end"
+    ),
     "flaky": Kind(STANDING, 0, 0, "handlers that raise a few times and then succeed"),
     "poison": Kind(STANDING, 0, 0, "handlers that never succeed"),
     "discard": Kind(STANDING, 0, 0, "handlers that discard"),

@@ -113,3 +113,5 @@ def _moves(members: Iterable[Member]) -> Iterator[Span]:
         for at in (member.came_at, member.left_at):
             if at is not None:
                 yield Span(at - _REBALANCE_S, at + _REBALANCE_S, f"a {member.role} came or went")
+        if member.kept_lock is not None:
+            yield Span(*member.kept_lock, f"a handler of a {member.role} kept the interpreter's lock")

@@ -191,6 +191,8 @@ def _absences(victim: Member, killed_at: float, members: Iterable[Member]) -> It
     for each in others:
         if each.left_at is not None and each.left_at > killed_at:
             yield Span(each.left_at, each.left_at + 1e-6, f"another {victim.role} went")
+        if each.kept_lock is not None and each.kept_lock[1] > killed_at:
+            yield Span(*each.kept_lock, f"a handler of another {victim.role} kept the interpreter's lock")
         for began_at, ended_at in each.froze:
             if ended_at > killed_at:
                 yield Span(began_at, ended_at, f"another {victim.role} was frozen")

@@ -41,6 +41,7 @@ def test_sound_event_is_consumed_without_an_attempt() -> None:
         ({"fault": "swallow-error", "times": FOR_EVER}, "dead", MAX_RETRY),
         ({"fault": "hang-socket", "times": 1}, "consumed", 1),
         ({"fault": "kill-exit", "times": 2}, "consumed", 0),
+        ({"fault": "kill-match", "times": 2}, "consumed", 0),
         ({"fault": "hook"}, "consumed", 0),
         ({"fault": "idle", "sleep_ms": 2000}, "consumed", 0),
     ],
@@ -51,8 +52,9 @@ def test_each_failure_of_its_own_costs_exactly_one_attempt(fields: dict[str, Any
     assert found.interruptions == 0
 
 
-def test_event_that_always_ends_its_process_dies_without_an_attempt() -> None:
-    found = expected(fault="kill-signal", times=FOR_EVER)
+@pytest.mark.parametrize("fault", ["kill-signal", "kill-match"])
+def test_event_that_always_ends_its_process_dies_without_an_attempt(fault: str) -> None:
+    found = expected(fault=fault, times=FOR_EVER)
     assert found.must_die
     assert (found.least, found.most, found.interruptions) == (0, 0, MAX_INTERRUPTIONS)
 

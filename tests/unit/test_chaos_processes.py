@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+from outbox.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.probe.names import HOOK_ERROR
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock
@@ -31,7 +32,7 @@ def judged(
     return verdict.breaches
 
 
-@pytest.mark.parametrize("exit_code", [-9, -11, 7])
+@pytest.mark.parametrize("exit_code", [-9, -11, 7, -BACKSTOP_SIGNAL])
 def test_worker_may_end_where_a_handler_has_ended_it(exit_code: int) -> None:
     assert not judged(exit_code=exit_code, killed_itself=(PID,))
     assert judged(exit_code=exit_code, killed_itself=(PID + 1,))

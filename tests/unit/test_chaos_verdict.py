@@ -11,13 +11,14 @@ from typing import Any, cast
 
 import pytest
 
+from outbox.backstop import BACKSTOP_SIGNAL
 from outbox.exceptions import ConnectionLostError
 from tests.acceptance.plans import Journal
 from tests.acceptance.probe.trace import Mark
 from tests.acceptance.promises import EffectRow, Row
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock
-from tests.chaos.crew import Member
+from tests.chaos.crew import HUNG_EXIT_CODE, Fate, Member
 from tests.chaos.evidence import Evidence, Rejected, Work
 from tests.chaos.expectations import MAX_INTERRUPTIONS, told
 from tests.chaos.handler_checks import judge_handlers
@@ -82,7 +83,7 @@ def replace_effect(found: Any, row_id: int, **changes: Any) -> None:
 
 
 def member(*, left_at: float | None = None) -> Member:
-    worker = cast("Worker", SimpleNamespace(pid=PID))
+    worker = cast("Worker", SimpleNamespace(pid=PID, log=Path("x.log")))
     return Member(worker, "consumer", "probe", Clock(Path("x")), left_at=left_at)
 
 
@@ -181,3 +182,43 @@ def test_hook_may_be_lost_with_its_process() -> None:
     _forget_hook(found)
     assert judged(found, member(left_at=101.0)).breaches == []
     assert judged(found, member(left_at=150.0)).breaches
+
+
+def _keep_lock(found: Any) -> None:
+    """Have a handler of the process keep the interpreter's lock, once."""
+    found.told[SOUND] = told(json.dumps({"payload": {"n": SOUND, "fault": "kill-match", "times": 1}}))
+    found.marks.append(Mark("kill", SOUND, 1, PID))
+
+
+def ended(fate: Fate, exit_code: int | None) -> Member:
+    found = member(left_at=150.0)
+    found.fate, found.exit_code = fate, exit_code
+    return found
+
+
+@pytest.mark.parametrize(
+    "end",
+    [ended("ended by itself", -BACKSTOP_SIGNAL), ended("did not stop well", -BACKSTOP_SIGNAL), ended("killed", None)],
+    ids=lambda end: f"{end.fate}, {end.exit_code}",
+)
+def test_process_whose_handler_keeps_the_interpreters_lock_may_end_by_the_backstop_or_a_fault(end: Member) -> None:
+    found = evidence()
+    _keep_lock(found)
+    assert judged(found, end).breaches == []
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        ended("ended by itself", -9),
+        ended("ended by itself", HUNG_EXIT_CODE),
+        ended("did not stop well", None),
+        ended("stopped", None),
+    ],
+    ids=lambda end: f"{end.fate}, {end.exit_code}",
+)
+def test_process_whose_handler_keeps_the_interpreters_lock_must_not_end_in_another_way(end: Member) -> None:
+    found = evidence()
+    assert judged(found, end).breaches == []
+    _keep_lock(found)
+    assert [(breach.promise, breach.event_ids) for breach in judged(found, end).breaches] == [(5, (f"event-{SOUND}",))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import resource
 import signal
 import socket
@@ -126,6 +127,13 @@ def _crash(delivery: Delivery[Any], effect: Effect) -> None:
     ctypes.string_at(0)
 
 
+def _match(delivery: Delivery[Any], effect: Effect) -> None:
+    """Backtrack until the end of days, in one call that keeps the interpreter's lock: the kernel ends the process."""
+    effect.save(using=delivery.database)
+    trace.note("kill", delivery.outbox_id, delivery.attempt)
+    re.match("(a+)+$", "a" * 64 + "b")
+
+
 def _ask_elsewhere(delivery: Delivery[Any], effect: Effect) -> None:
     effect.save(using=delivery.database)
     with connections[ELSEWHERE].cursor() as cursor:
@@ -184,6 +192,7 @@ BY_TRACE: Final[dict[str, tuple[str, Fault]]] = {
     "kill-exit": ("kill", _exit),
     "kill-signal": ("kill", _kill),
     "kill-crash": ("kill", _crash),
+    "kill-match": ("kill", _match),
     "large-statement": ("large", _send_too_much),
 }
 """Interruptions, each with what it writes into the trace."""
