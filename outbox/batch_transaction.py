@@ -25,7 +25,7 @@ from outbox.portions import Portion, Way, each_alone, halves, whole
 from outbox.reading import EventIds, Messages, RowReader, decode_records
 from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
-from outbox.rows import Locked
+from outbox.rows import Identity, Locked
 from outbox.watchdog import Watchdog
 from outbox.writing import PlanWriter
 
@@ -81,7 +81,7 @@ class BatchTransaction:
     messages: Messages = field(default_factory=dict)
     event_ids: EventIds = field(default_factory=dict)
     live: list[Locked] = field(default_factory=list)
-    _locked_types: dict[int, str] = field(default_factory=dict)
+    _locked: dict[int, Identity] = field(default_factory=dict)
     _token: object | None = None
     _calls_are_over: bool = False
     _is_committing: bool = False
@@ -202,13 +202,17 @@ class BatchTransaction:
         self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:
-        """Leave out what others have locked; what has no row of its type is rejected by ``_find_live``."""
+        """Leave out what others have locked; what is of no such row is rejected by ``_find_live``."""
         blocked_by: dict[str, int] = {}
-        for row_id, (event_type, key) in self.tools.repository.existing(missing).items():
-            self._locked_types[row_id] = event_type
-            records = self.messages.pop((row_id, event_type), [])  # none: another's record with this row's id
-            self.outcome.locked += records
-            if any(map(self.is_young, records)):
+        self._locked = self.tools.repository.existing(missing)
+        for row_id, locked in self._locked.items():
+            named, key = (row_id, locked.event_type), locked.message_key
+            if named not in self.messages:
+                continue  # another's record with this row's id
+            own, others = self.tools.reader.match(locked, named, self.messages.pop(named), self.event_ids[named])
+            self.outcome.rejected += others
+            self.outcome.locked += own
+            if any(map(self.is_young, own)):
                 blocked_by[key] = min(row_id, blocked_by.get(key, row_id))
         for row in list(found.values()):
             if row.id > blocked_by.get(row.message_key, row.id):
@@ -220,8 +224,7 @@ class BatchTransaction:
         matched: Messages = {}  # a record that is not of its row must not be tried again in that row's name
         for named, records in sorted(self.messages.items()):
             row = found.get(named[0])
-            locked = None if row is not None else self._locked_types.get(named[0])
-            own, others = reader.match(row, named, records, self.event_ids[named], locked_type=locked)
+            own, others = reader.match(row or self._locked.get(named[0]), named, records, self.event_ids[named])
             outcome.rejected += others
             if row is None or not own:
                 continue
@@ -237,7 +240,7 @@ class BatchTransaction:
 
     def _is_live(self, row: Locked) -> bool:
         if self.portion.announced is not None:
-            return row.status in UNFINISHED and _counts(row) == _counts(self.portion.announced)
+            return row.status in UNFINISHED and row.counts == self.portion.announced.counts
         return row.status in UNFINISHED and (row.is_due or row.status == UNFINISHED[1])
 
     def _set_suspects_aside(self) -> None:
@@ -295,7 +298,3 @@ class BatchTransaction:
         again = (left - alone - {each.outbox_id for each in ran.contended}) | dead_later
         self.outcome.left += each_alone(self.records_of(alone))
         self.outcome.left += halves(self.records_of(again)) if ran.failed else whole(self.records_of(again))
-
-
-def _counts(row: Locked) -> tuple[int, int, int]:
-    return row.retry_count, row.replay_count, row.interruptions

@@ -21,7 +21,7 @@ from outbox.isolation import MAX_INTERRUPTIONS
 from outbox.planning import Readable
 from outbox.rejections import Rejection
 from outbox.repository import OutboxRepository
-from outbox.rows import Locked
+from outbox.rows import Identity, Locked
 
 Messages = dict[tuple[int, str], list[IncomingRecord]]
 """The records of a batch by row and event type: a foreign record with the id of a row must not hide the row's own."""
@@ -66,26 +66,24 @@ class RowReader:
 
     def match(
         self,
-        row: Locked | None,
+        row: Locked | Identity | None,
         named: tuple[int, str],
         records: list[IncomingRecord],
         event_ids: list[str],
-        *,
-        locked_type: str | None,
     ) -> tuple[list[IncomingRecord], Sequence[Rejection]]:
         """Return those of ``records``, which name the row and type ``named``, that are of ``row``, and the others.
 
-        ``event_ids`` are theirs. Without a row, ``locked_type`` is the type of the row with that id, which another
-        session has locked.
+        ``event_ids`` are theirs.
 
         Those of another event are told by its id where row and record state one: a database that was restored gives
         ids out again, and records of the rows that had them before are on the topic.
         """
         (row_id, event_type), table = named, self.repository.route.table
-        actual = locked_type if row is None else row.event_type
-        if row is None or actual != event_type or actual in self.repository.foreign_types:
-            reason = f"row {row_id} of {table} is a {actual!r} and not this service's {event_type!r}"
-            reason = f"no row {row_id} in {table}: pruned or foreign" if actual is None else reason
+        if row is None:
+            reason = f"no row {row_id} in {table}: pruned or foreign"
+            return [], [Rejection(record, reason) for record in records]
+        if row.event_type != event_type or event_type in self.repository.foreign_types:
+            reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
             return [], [Rejection(record, reason) for record in records]
         if event_ids.count(row.event_id) == len(records) or not stated_event_id(row.event_id, outbox_id=row_id):
             return records, ()

@@ -19,7 +19,7 @@ from outbox import lifecycle
 from outbox.chunks import chunks
 from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
-from outbox.rows import Blocker, Claim, Due, Failure, Locked, Marked, NewRow, Pruned
+from outbox.rows import Blocker, Claim, Due, Failure, Identity, Locked, Marked, NewRow, Pruned
 from outbox.searches import Searches
 from outbox.sql import Dialect, dialect_of, from_db, id_list, moment_of, placeholders, storable, to_db
 
@@ -217,15 +217,15 @@ class OutboxRepository:
         )
         return [Locked(*(*row[:7], bool(row[7]), row[8], _in_bytes(row[9]), *row[10:])) for row in found]
 
-    def existing(self, ids: Collection[int]) -> dict[int, tuple[str, str]]:
-        """Return (event type, key) of those of ``ids`` that have a row, by a plain read that waits for nobody."""
+    def existing(self, ids: Collection[int]) -> dict[int, Identity]:
+        """Return what those of ``ids`` are that have a row, by a plain read that waits for nobody."""
         if not ids:
             return {}
         found = self._fetch(
-            f"SELECT id, event_type, message_key FROM {self._table}{self._sql.by_primary_key}"
+            f"SELECT id, event_type, message_key, event_id FROM {self._table}{self._sql.by_primary_key}"
             f" WHERE id IN ({id_list(ids)})"
         )
-        return {row[0]: (row[1], row[2]) for row in found}
+        return {row[0]: Identity(*row[1:]) for row in found}
 
     def blockers(self, locked: Sequence[Locked]) -> dict[str, Blocker]:
         """Return, by key, the oldest unfinished row before the last of ``locked`` and not one of them.

@@ -90,6 +90,19 @@ class Locked(msgspec.Struct, frozen=True, gc=False):
     interruptions: int = 0
     event_id: str = ""
 
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Return what each try or replay changes: the same ones mean that none came in between."""
+        return self.retry_count, self.replay_count, self.interruptions
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """What a row is, whatever becomes of it."""
+
+    event_type: str
+    message_key: str
+    event_id: str
+
 
 @dataclass(frozen=True, slots=True)
 class Blocker:

@@ -39,7 +39,7 @@ def faulty_events(fault: TimedFault) -> list[tuple[str, dict[str, Any]]]:
     dice = random.Random(fault.dice)
     name = f"{fault.name}-{fault.at_s}"
     times = 1 if fault.name in _ONCE else dice.choice(_TIMES[fault.lane])
-    if fault.name.startswith("hang"):
+    if fault.name.startswith("hang") or fault.name == "kill-match":
         times = dice.choice((1, 1, 2))  # each costs its time limit, and a process perhaps
     is_single = fault.name in _ALONE or fault.name.startswith("hang") or dice.random() < 0.5
     bad = {"key": name, "n": 1, "fault": fault.name, "times": times}

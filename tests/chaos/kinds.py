@@ -66,6 +66,7 @@ KINDS: Final = {
     "unreadable-batch": Kind("topic", 0, 0, "a batch of foreign records that the broker takes and Python cannot read"),
     "transactions": Kind("topic", 0, 0, "foreign transactions, committed and aborted: markers on the topics"),
     "other-installation": Kind("topic", 0, 0, "records of a second installation, made as ours, on our topic"),
+    "earlier-rows": Kind("topic", 0, 0, "records of rows that had the ids of ours before a backup was restored"),
     "flood-small": Kind("floods", 0, 0, "hundreds of small foreign records at once"),
     "flood-large": Kind("floods", 0, 0, "foreign records as large as each topic takes, compressed ones far larger"),
     "row-holder": Kind("row-holders", 60, 110, "a stranger locks a business row for minutes; handlers want it"),

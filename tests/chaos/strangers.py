@@ -144,12 +144,12 @@ def _lose_records(cluster: Cluster, fault: TimedFault) -> str:
 # --- records and rows that nobody published ----------------------------------------------------------------------
 
 
-def _sample(cluster: Cluster, dice: random.Random, count: int) -> list[Any]:
-    """Return (id, event type, key) of some of the newest rows."""
+def _sample(cluster: Cluster, dice: random.Random, count: int, *, among: str = "TRUE") -> list[Any]:
+    """Return (id, event type, key) of some of the newest rows; ``among`` is a condition in SQL."""
     with cluster.database() as database:
         found = database.query(
             "SELECT id, event_type, message_key FROM probe_outbox_messages"
-            " WHERE message_key NOT LIKE 'oversize%' ORDER BY id DESC LIMIT 200"
+            f" WHERE message_key NOT LIKE 'oversize%' AND {among} ORDER BY id DESC LIMIT 200"
         )
     if len(found) < count:
         raise MissedError("there are no rows yet")
@@ -212,6 +212,24 @@ def _of_other_installation(key: str, row_id: int, event_type: str) -> ForeignRec
         f"it is of installation {event_id}",
         headers=headers_of(envelope, service="probe", installation=event_id),
     )
+
+
+@injects("earlier-rows")
+def _send_of_earlier_rows(cluster: Cluster, fault: TimedFault) -> str:
+    """Put records with ids and types of our rows that state other event ids: a restored database gives ids again."""
+    dice = random.Random(fault.dice)
+    records = []
+    for number, (row_id, event_type, _) in enumerate(_sample(cluster, dice, 4, among="event_id <> ''")):
+        envelope = Envelope(
+            event_id=f"earlier-{fault.at_s}-{number}",
+            event_type=event_type,
+            event_version="v1",
+            aggregate_id="",
+            payload=msgspec.Raw(b'{"key": "of an earlier row", "n": -1}'),
+        )
+        value = encode_message(envelope, outbox_id=row_id, service="probe")
+        records.append(ForeignRecord(envelope.event_id.encode(), value, f"event_id of row {row_id} of"))
+    return put(cluster, records, dice=dice)
 
 
 @injects("echo")

@@ -229,6 +229,22 @@ def test_record_without_a_row_is_rejected_and_not_held(alias: str, toys: Toys, c
 
 
 @on_servers
+def test_record_of_an_earlier_row_is_rejected_though_the_row_that_has_its_id_now_is_locked(
+    alias: str, consumer: Consumer
+) -> None:
+    row_id = row(alias, status=Status.PUBLISHED, event_id="e-1")
+    ours = record_of(alias, row_id)
+    earlier = record(encode_message(envelope(event_id="e-0"), outbox_id=row_id, service="agent"))
+
+    with held_elsewhere(alias, lambda: lock_outbox_row(alias, row_id)):
+        assert consumer.handle([ours, earlier]) == [ours]
+        [rejected] = RejectedRecord.objects.using(alias).all()
+
+    assert rejected.offset == earlier.offset
+    assert rejected.reason.startswith(f"event_id of row {row_id} of {TABLE} is 'e-1', that of the record is 'e-0'")
+
+
+@on_servers
 def test_foreign_record_with_the_id_of_a_locked_row_is_rejected_for_what_that_row_is(
     alias: str, consumer: Consumer
 ) -> None:

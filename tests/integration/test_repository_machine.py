@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
 from outbox.lifecycle import UNFINISHED, Status
-from outbox.rows import Claim, Failure, Locked, NewRow
+from outbox.rows import Claim, Failure, Identity, Locked, NewRow
 from outbox.sql import from_db
 from tests import factories
 from tests.integration.repository_model import (
@@ -231,7 +231,8 @@ class RepositoryMachine(RuleBasedStateMachine):
         there = sorted(set(given_ids) & set(self.model.rows))
         assert [each.id for each in found] == self.model.not_held(there)
         assert existing == {
-            row_id: (self.model.rows[row_id]["event_type"], self.model.rows[row_id]["message_key"]) for row_id in there
+            row_id: Identity(*(self.model.rows[row_id][name] for name in ("event_type", "message_key", "event_id")))
+            for row_id in there
         }
         for each in found:
             row = self.model.rows[each.id]
