@@ -10,6 +10,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import ExpressionWrapper
 from django.db.models.sql.compiler import SQLCompiler
 
+from outbox.sql import dialect_of
+
 SHARD_COUNT: Final = 16
 """Keys hash to this many shards: the most relays (and table-broker consumers) that can share one service.
 
@@ -99,6 +101,22 @@ class KeyField(models.CharField):  # type: ignore[type-arg]  # not subscriptable
         if connection.vendor == "mysql":
             parameters["collation"] = key_collation(connection)
         return parameters
+
+
+class MomentField(models.DateTimeField):  # type: ignore[type-arg]  # not subscriptable at run time
+    """A time that other software may have written as none: a zero date, infinity, the year 44 BC. It is read as None.
+
+    In migrations it is a ``DateTimeField``.
+    """
+
+    def deconstruct(self) -> Any:
+        name, _, args, kwargs = super().deconstruct()
+        return name, "django.db.models.DateTimeField", args, kwargs
+
+    def select_format(self, compiler: SQLCompiler, sql: str, params: Any) -> tuple[str, Any]:
+        """Return the column as it is selected: a driver fails over what it has no datetime for."""
+        dated = dialect_of(compiler.connection).dated
+        return dated.format(sql), tuple(params) * dated.count("{0}")
 
 
 class ShortTextField(models.TextField):  # type: ignore[type-arg]  # not subscriptable at run time

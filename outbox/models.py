@@ -22,7 +22,7 @@ from django.db import models
 from outbox.conf import ServiceOptions, outbox_settings
 from outbox.envelope import EVENT_ID_MAX_LENGTH
 from outbox.exceptions import ConfigurationError
-from outbox.fields import KeyField, ShardOf, ShortTextField, UtcNow
+from outbox.fields import KeyField, MomentField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
 from outbox.routes import ServiceRoute
 
@@ -69,16 +69,16 @@ class OutboxMessage(models.Model):
     status = models.CharField(max_length=32, db_default=Status.PENDING.value)
     retry_count = models.IntegerField(db_default=0, help_text="Failed attempts so far")
     max_retry = models.IntegerField(db_default=20, help_text="Failed attempts after which the event is dead")
-    next_retry_at = models.DateTimeField(
+    next_retry_at = MomentField(
         null=True,
         db_default=UtcNow(),
         help_text="When the row is due: to be sent (pending), to be sent again (published); when it died (dead)",
     )
     last_error = ShortTextField(null=True)
-    published_at = models.DateTimeField(null=True)
-    consumed_at = models.DateTimeField(null=True)
-    created_at = models.DateTimeField(db_default=UtcNow())
-    updated_at = models.DateTimeField(db_default=UtcNow())
+    published_at = MomentField(null=True)
+    consumed_at = MomentField(null=True)
+    created_at = MomentField(db_default=UtcNow())
+    updated_at = MomentField(db_default=UtcNow())
 
     shard = models.GeneratedField(
         expression=ShardOf(models.F("message_key")), output_field=models.SmallIntegerField(), db_persist=True
@@ -87,8 +87,8 @@ class OutboxMessage(models.Model):
     error_class = models.CharField(max_length=200, db_default="")
     traceback = models.TextField(null=True)
     parks_key = models.BooleanField(db_default=False, help_text="Dead, and later events of its key wait for a person")
-    dead_at = models.DateTimeField(null=True)
-    resolved_at = models.DateTimeField(null=True, help_text="When a person gave it up")
+    dead_at = MomentField(null=True)
+    resolved_at = MomentField(null=True, help_text="When a person gave it up")
     resolved_by = models.CharField(max_length=150, db_default="")
     resolution = models.CharField(max_length=500, db_default="")
     replay_count = models.IntegerField(db_default=0, help_text="How often a person sent it again after it died")

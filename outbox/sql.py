@@ -88,7 +88,7 @@ _DIALECTS: Final = {
         now="STRFTIME('%%Y-%%m-%%d %%H:%%M:%%f', 'NOW')",
         length="LENGTH(CAST({} AS BLOB))",
         exact="CAST({} AS TEXT)",
-        dated="CASE WHEN DATETIME({0}) IS NOT NULL THEN CAST({0} AS TEXT) END",
+        dated="CASE WHEN DATETIME({0}) >= '0001' THEN CAST({0} AS TEXT) END",
     ),
 }
 

@@ -20,6 +20,9 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+LATE: Final = "late"
+"""Stands in a position for a moment behind the end of the calendar, such as PostgreSQL's infinity."""
+
 _TOKEN_MAX_LENGTH: Final = 8_000
 _ID_LIMIT: Final = 2**63
 
@@ -28,7 +31,7 @@ _ID_LIMIT: Final = 2**63
 class Position:
     """Where a row stands in its stream. ``moment`` is the database's own text, None where it is NULL or not used.
 
-    It is empty where the column holds what is no moment.
+    It is empty where the column holds what is no moment, and ``LATE`` where that is behind all moments.
     """
 
     moment: str | None
@@ -172,7 +175,7 @@ def from_token(token: str, streams: Mapping[str, Stream]) -> Cut:
 
 
 def _gap(moment: str | None, row_id: int, below: bool) -> Gap:
-    if moment:
+    if moment and moment != LATE:
         datetime.fromisoformat(moment).astimezone(UTC)  # near the ends of the calendar there is none
     if not 0 <= row_id < _ID_LIMIT:
         raise ValueError(row_id)

@@ -15,15 +15,18 @@ from typing import Any, Final
 
 from django.db import connections
 
-from outbox.admin.paging import Found, Gap, Position, Slice
-from outbox.sql import from_db, moment_of, to_db
+from outbox.admin.paging import LATE, Found, Gap, Position, Slice
+from outbox.sql import dialect_of, from_db, moment_of, to_db
 
 WINDOW: Final = 10_000
 """Rows that one scan looks at when it has filters. Looking one up costs some microseconds."""
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
+_NEVER: Final = datetime.max.replace(tzinfo=UTC)
 _FIRST_MOMENT: Final = "'1000-01-01'"
 """The first that MySQL's columns hold; below are its zero dates, which it takes for no parameter."""
+_LAST_MOMENT: Final = "'9999-12-30'"
+"""The last that every driver has a datetime for; above is PostgreSQL's infinity, which it takes for no parameter."""
 _ZERO: Final = ""
 """Stands for a zero date in a position."""
 
@@ -53,7 +56,8 @@ class _Bound:
 class IndexScan:
     """The rows of ``table`` on the alias ``using``, by (``moment``, id) or, without ``moment``, by id.
 
-    Rows whose ``moment`` is NULL are the oldest, behind those where it is a zero date; both are in the order of ids.
+    Rows whose ``moment`` is NULL are the oldest, behind those where it is a zero date. Those where it is infinity are the
+    newest. All of these are in the order of ids.
     ``rank`` is the column by which rows of several scans are merged.
     """
 
@@ -81,14 +85,16 @@ class IndexScan:
         """Cut the scan by what its rows have for a moment: databases disagree where NULL sorts, or what a time is."""
         if self.moment is None:
             return [(self, gap)]
+        dated = Condition(self.moment, f"BETWEEN {_FIRST_MOMENT} AND {_LAST_MOMENT}")
         segments = [
-            replace(self, where=(*self.where, Condition(self.moment, f">= {_FIRST_MOMENT}"))),
+            replace(self, where=(*self.where, Condition(self.moment, f"> {_LAST_MOMENT}")), by_id=LATE),
+            replace(self, where=(*self.where, dated)),
             replace(self, where=(*self.where, Condition(self.moment, f"< {_FIRST_MOMENT}")), by_id=_ZERO),
             replace(self, where=(*self.where, Condition(self.moment, "IS NULL"))),
         ]
         if gap is None:
             return [(each, None) for each in segments]
-        at = {None: 2, _ZERO: 1}.get(gap.at.moment, 0)
+        at = {LATE: 0, _ZERO: 2, None: 3}.get(gap.at.moment, 1)
         beyond = segments[:at][::-1] if upward else segments[at + 1 :]
         return [(segments[at], gap), *((each, None) for each in beyond)]
 
@@ -110,7 +116,7 @@ class IndexScan:
         """Return the condition of the rows above or below ``gap``; the row that it names may be among them."""
         position, strict = gap.at, ">" if upward else "<"
         by_id = f"id {strict}{'=' if gap.below == upward else ''} %s"
-        if self.moment is None or not position.moment:
+        if self.moment is None or self.by_id is not None or not position.moment:
             return _Bound(by_id, (position.id,))
         moment = self._parameter(position.moment)
         return _Bound(
@@ -129,12 +135,15 @@ class IndexScan:
     ) -> list[Found]:
         """Return rows of ``source``, whose own parameters are ``before``."""
         rank = self.rank if self.by_id is None else None
-        columns = f"id, {self._column(self._order)}, {self._column(rank)}"
+        columns = f"id, {self._column(self._order)}, {self._rank_column(rank)}"
         sql, parameters = self._query(columns, source, conditions, upward=upward, limit=limit, offset=offset)
         with connections[self.using].cursor() as cursor:
             cursor.execute(sql, [*before, *parameters])
             return [
-                Found(Position(self.by_id if moment is None else str(moment), row_id), _rank(rank))
+                Found(
+                    Position(self.by_id if moment is None else str(moment), row_id),
+                    _NEVER if self.by_id == LATE else _rank(rank),
+                )
                 for row_id, moment, rank in cursor.fetchall()
             ]
 
@@ -166,6 +175,10 @@ class IndexScan:
         if name is None or name == "id":
             return name or "NULL"
         return f"CAST({name} AS TEXT)" if connections[self.using].vendor == "sqlite" else name
+
+    def _rank_column(self, name: str | None) -> str:
+        """Return the expression that gives a column of ids or times."""
+        return name or "NULL" if name in {None, "id"} else dialect_of(connections[self.using]).dated.format(name)
 
     def _parameter(self, moment: str) -> Any:
         connection = connections[self.using]
