@@ -96,4 +96,5 @@ class OtherInstallations:
 
 
 def _text_of(value: bytes) -> str:
-    return storable(value.decode("utf-8", "backslashreplace"), INSTALLATION_MAX_LENGTH).strip()
+    """Return the name in a header, empty where it holds blanks only: those before a name must not cut it off."""
+    return storable(value.decode("utf-8", "backslashreplace").strip(), INSTALLATION_MAX_LENGTH).rstrip()

@@ -56,8 +56,8 @@ class _Bound:
 class IndexScan:
     """The rows of ``table`` on the alias ``using``, by (``moment``, id) or, without ``moment``, by id.
 
-    Rows whose ``moment`` is NULL are the oldest, behind those where it is a zero date. Those where it is infinity are the
-    newest. All of these are in the order of ids.
+    Rows whose ``moment`` is NULL are the oldest, behind those where it is a zero date; those where it is infinity are
+    the newest. All of these are in the order of ids.
     ``rank`` is the column by which rows of several scans are merged.
     """
 

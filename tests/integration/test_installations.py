@@ -22,7 +22,7 @@ from outbox.envelope import INSTALLATION_HEADER
 from outbox.fields import UtcNow
 from outbox.installations import InstallationId, installation_id, renew_installation_id
 from outbox.lifecycle import Status
-from outbox.models import Installation, RejectedRecord, Worker
+from outbox.models import INSTALLATION_MAX_LENGTH, Installation, RejectedRecord, Worker
 from outbox.other_installations import LOG_INTERVAL
 from outbox.rejections import RejectionStore
 from tests import factories
@@ -159,6 +159,17 @@ def test_record_that_names_no_installation_goes_its_usual_way(
 
     assert effect_ids(alias) == [own]
     assert counts(alias) == {None: 1}
+
+
+def test_blanks_before_a_name_do_not_make_a_record_ours(alias: str, consumer: Consumer) -> None:
+    """A name is cut to what its column holds."""
+    own = row(alias, status=Status.PUBLISHED)
+
+    consumer.handle([of(" " * INSTALLATION_MAX_LENGTH + B, record_of(alias, own))])
+
+    assert statuses(alias) == {own: "published"}
+    assert effect_ids(alias) == []
+    assert counts(alias) == {B: 1}
 
 
 def test_redelivered_records_of_another_installation_make_no_further_row(alias: str, consumer: Consumer) -> None:

@@ -57,6 +57,12 @@ class Guards:
     """What became of an event is noted only on a row that has as many interruptions as the consumer saw."""
     suspects_partitions: bool = True
     """Who takes a partition over from a worker that ended does its next records one by one."""
+    sets_others_aside: bool = True
+    """The consumer looks up no row for a record of another installation."""
+    matches_event_ids: bool = True
+    """It takes no record for a row's that states another event id than the row."""
+    repeats_own_records: bool = True
+    """Of a batch that failed, a row's own record is done again, and not another one that names the row."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,10 @@ class Case:
     mends: bool = False
     """The operator edits what he replays: then it can be handled, and the broker takes it."""
     loses_topic: bool = False
+    strangers: tuple[int, ...] = ()
+    """What records that are of no row here may come with the id of any row: ``OTHER``, ``EARLIER``, or both."""
+    steals: bool = False
+    """Another installation in the consumer group may receive records, and commit them as its own."""
     forgets_done: bool = False
     """Leave out the records of rows that are done for good: whoever receives one drops it (shown without this)."""
     expects_all_attempts: bool = True

@@ -15,12 +15,14 @@ from tests.model.state import (
     State,
     Step,
     Transaction,
+    ids_of,
     next_portion,
     put_back,
     with_consumer,
     with_row,
     without,
 )
+from tests.model.strangers import done_again, of_this_installation
 from tests.model.suspects import announce, announced_by, count_end, end_process, set_aside, try_announced, withdraw
 
 
@@ -75,8 +77,9 @@ def _receive(case: Case, state: State, place: int) -> Iterator[Step]:
     if not records:
         return
     current = sum(1 << partition for partition, found in enumerate(in_hand) if found)
-    together = sum((found for each, found in enumerate(in_hand) if not consumer.suspect >> each & 1), ())
-    alone = [(i,) for each, found in enumerate(in_hand) if consumer.suspect >> each & 1 for i in found]
+    own = [of_this_installation(case, found) for found in in_hand]
+    together = sum((found for each, found in enumerate(own) if not consumer.suspect >> each & 1), ())
+    alone = [(i,) for each, found in enumerate(own) if consumer.suspect >> each & 1 for i in found]
     received = consumer._replace(in_hand=in_hand, current=current, todo=(*alone, *([together] if together else [])))
     after = with_consumer(state, place, received)
     if not case.guards.commits_after_database:
@@ -162,6 +165,8 @@ def _apply(case: Case, state: State, transaction: Transaction) -> tuple[State, s
             breach = f"row {i} died of {rows[i].interruptions} interruptions and was truly at work at {rows[i].ends}"
         rows[i] = case.move(rows[i], lifecycle.BURY, due=True, parks=parks)
         moved |= 1 << i
+    if transaction.strange:
+        breach = f"rows {ids_of(transaction.strange)} are changed by a record that is not of them"
     for i in transaction.deliver:
         if effects >> i & 1:
             breach = f"a second effect of {i}"
@@ -180,8 +185,9 @@ def _fail(case: Case, state: State, place: int, attempts: int | None, row: int) 
         is_announced = isinstance(consumer.open, Transaction) and consumer.open.is_announced
         blame = Blame(row, attempts, interruptions=state.rows[row].interruptions, is_announced=is_announced)
         return with_consumer(state, place, consumer._replace(open=blame))
+    records = done_again(case, records)
     middle = len(records) // 2
-    todo = (records[:middle], records[middle:], *consumer.todo[1:])
+    todo = (*([records[:middle]] if middle else []), records[middle:], *consumer.todo[1:])
     return with_consumer(state, place, consumer._replace(open=(), todo=todo))
 
 
@@ -235,9 +241,8 @@ def _again(case: Case, state: State, place: int) -> Consumer:
     """Have the batch in hand done again from its beginning, once what was announced is taken back."""
     consumer = state.consumers[place]
     announced = announced_by(state, place) if case.guards.withdraws else None
-    todo = (sum(consumer.in_hand, ()),)
-    if consumer.suspect:
-        todo = tuple((i,) for i in todo[0])
+    own = of_this_installation(case, sum(consumer.in_hand, ()))
+    todo = tuple((i,) for i in own) if consumer.suspect or not own else (own,)
     return consumer._replace(todo=todo, open=announced._replace(is_over=True) if announced else ())
 
 

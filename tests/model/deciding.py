@@ -13,7 +13,8 @@ from outbox.lifecycle import UNFINISHED, Status
 from outbox.planning import Plan, Readable, make_plan, waits_until
 from outbox.rows import Blocker, Locked
 from tests.model.case import Case
-from tests.model.state import Row, Transaction
+from tests.model.state import Row, Transaction, row_of
+from tests.model.strangers import look_at_strangers, matching
 
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 SHORTEST, LONGEST, BACK_OFF = timedelta(milliseconds=200), timedelta(seconds=60), timedelta(hours=1)
@@ -23,7 +24,10 @@ def plan_of(case: Case, rows: tuple[Row, ...], records: tuple[int, ...]) -> Tran
     """Return what a transaction does with ``records``."""
     known = case.transactions.get((rows, records))
     if known is None:
-        known = case.transactions[rows, records] = look(case, rows, sorted(set(records)))
+        transaction = look(case, rows, sorted({row_of(each) for each in matching(case, records)}))
+        if case.strangers:
+            transaction = look_at_strangers(transaction, records)
+        known = case.transactions[rows, records] = transaction
     return known
 
 

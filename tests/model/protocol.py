@@ -24,13 +24,19 @@ What stands for what
                partitions until it has passed the next records of each. To announce and to try are steps of their own:
                who sleeps in between may be taken for one that ended, so that a death is exactly deserved only where
                there is one consumer.
+    Strangers  Another installation sends records with ids of ours, which state no event id: their header alone tells.
+               One of its consumers takes a partition for as long as it passes some records; what ours had in hand of
+               it they commit no more. A database that was restored has given ids out again: a record of the earlier
+               row states another event id. Either kind may come at any moment. Progress is shown without them: all
+               arrives once they leave.
     Workers    Those of one role are alike, so their order in a state means nothing: a number in a trace is a place.
 
 Bounds
     Records behind the committed offset: ``lag`` for each partition; a relay waits when it is full, which also bounds
     how often a row is sent. Attempts: ``max_attempts``. Faults: ``faults`` in all, or any number (None), which is
     possible as the states are finite all the same. A fault is a crash, a lease lost or handed over, a partition lost,
-    an answer lost (of the broker, of a commit), an outage, a lost lock, an early redelivery, an emptied topic.
+    an answer lost (of the broker, of a commit), an outage, a lost lock, an early redelivery, an emptied topic,
+    a stranger's record, a theft.
     Failures of handlers and acts of the operator are not counted. Events, workers, partitions: as the case says.
 
 Left out: pruning, foreign rows, payloads by reference, the place where a claim goes on, and clocks that go backwards.
@@ -62,6 +68,7 @@ from tests.model.state import (
     with_row,
     without,
 )
+from tests.model.strangers import stranger_steps
 
 
 @dataclass(frozen=True)
@@ -120,6 +127,8 @@ class Protocol(Case):
             consumers = tuple(each._replace(current=0) for each in state.consumers)
             empty = state._replace(topic=((),) * self.partitions, consumers=consumers)
             yield from self.fault(("the topic loses its records",), empty)
+        if self.may_fail(state):
+            yield from stranger_steps(self, state)
 
     def breach(self, state: State) -> str:
         """Return which promise ``state`` breaks, or nothing."""

@@ -7,6 +7,12 @@ from typing import Any, Final, NamedTuple
 
 from outbox.lifecycle import Status
 
+OTHER: Final = 8
+"""Added to a row's number: a record with the row's id that another installation sent, and that states no event id."""
+
+EARLIER: Final = 16
+"""Added to a row's number: a record that states the event id of an earlier row with the same id."""
+
 
 class Kind(enum.IntEnum):
     """Who takes a step."""
@@ -66,6 +72,8 @@ class Transaction(NamedTuple):
     """Rows that nobody could wait for when it looked: not committed, or dead and letting their key go on."""
     is_announced: bool = False
     """It is the try that was written down before."""
+    strange: int = 0
+    """Rows that it changes though none of its records is of them."""
 
 
 class Announced(NamedTuple):
@@ -130,8 +138,13 @@ class Step(NamedTuple):
 
 
 def without(records: tuple[int, ...], done: int) -> tuple[int, ...]:
-    """Leave the records of ``done`` rows out."""
-    return tuple(i for i in records if not done >> i & 1) if records else records
+    """Leave the records that name ``done`` rows out."""
+    return tuple(i for i in records if not done >> row_of(i) & 1) if records else records
+
+
+def row_of(record: int) -> int:
+    """Return the row that a record names, whether it is of it or not."""
+    return record & 7
 
 
 def ids_of(bits: int) -> tuple[int, ...]:

@@ -19,13 +19,14 @@ from tests.model.state import (
     with_consumer,
     with_row,
 )
+from tests.model.strangers import matching
 
 
 def set_aside(case: Case, state: State, place: int, locked: int) -> Step | None:
     """Leave rows that were interrupted before, and what follows them in their keys, to portions of their own."""
     consumer = state.consumers[place]
-    records = consumer.todo[0]
-    if len(set(records)) == 1 or sum(1 << i for i in set(records)) & locked:
+    records = matching(case, consumer.todo[0])
+    if len(set(records)) < 2 or sum(1 << i for i in set(records)) & locked:
         return None
     suspects = sorted({i for i in records if state.rows[i].interruptions and is_live(case, state.rows[i])})
     if not suspects:
@@ -41,7 +42,9 @@ def set_aside(case: Case, state: State, place: int, locked: int) -> Step | None:
 def announce(case: Case, state: State, place: int, locked: int) -> Step | None:
     """Write down that a suspect event is at work, before it is."""
     consumer = state.consumers[place]
-    records = consumer.todo[0]
+    records = matching(case, consumer.todo[0])
+    if not records:
+        return None
     i = records[0]
     row = state.rows[i]
     is_suspect = row.interruptions or consumer.suspect >> ord(case.keys[i]) % case.partitions & 1

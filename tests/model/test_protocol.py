@@ -14,7 +14,7 @@ import pytest
 from tests.model.case import Guards
 from tests.model.protocol import Protocol
 from tests.model.search import Found, Search
-from tests.model.state import Kind
+from tests.model.state import EARLIER, OTHER, Kind
 
 FIRST: Final = frozenset({0})
 WITH_OPERATOR: Final = (Kind.SYSTEM, Kind.OPERATOR)
@@ -23,6 +23,11 @@ WITH_OPERATOR: Final = (Kind.SYSTEM, Kind.OPERATOR)
 
 def search(case: Protocol) -> Found:
     return Search(case, progress_by=WITH_OPERATOR if case.parks else (Kind.SYSTEM,)).run()
+
+
+def shared(keys: str, **more: Any) -> Protocol:
+    """Return a case whose topic others write to as well, and take records from if that is not said otherwise."""
+    return Protocol(keys, lag=2, **({"poison": FIRST, "strangers": (OTHER, EARLIER), "steals": True} | more))
 
 
 def everything(keys: str, **more: Any) -> Protocol:
@@ -98,6 +103,11 @@ REAL: Final = {
         mends=True,
         max_interruptions=2,
     ),
+    # Another installation on the topic and in the group, and records of earlier rows with our ids.
+    "two faults, strangers and thefts": shared("aa", faults=2, forgets_done=True),
+    "any faults, strangers and thefts": shared("a", forgets_done=True),
+    "two faults, strangers and thefts, two consumers": shared("a", consumers=2, faults=2),
+    "a fault, strangers and a killer": killer("ab", lag=2, faults=1, most_kills=6, strangers=(OTHER, EARLIER)),
     # Records of finished rows are kept here; the cases above leave them out.
     "any faults, two consumers, all records": Protocol("a", consumers=2, lag=2, poison=FIRST),
     "any faults, two relays, all records": Protocol("a", relays=2, lag=2, poison=FIRST),
@@ -118,6 +128,8 @@ def test_every_reachable_state_keeps_the_promises(case: Protocol) -> None:
 
 ONE: Final = Protocol("a", consumers=2, lag=2, faults=2, poison=FIRST)
 TWO: Final = Protocol("aa", lag=2, poison=FIRST)
+
+STRANGERS: Final = shared("a", faults=2, steals=False)
 
 KILLER: Final = killer("ab", lag=2, faults=0, most_kills=3)
 ALONE: Final = Protocol("a", lag=1, faults=3, forgets_done=True, poison=FIRST, max_interruptions=2)
@@ -150,6 +162,15 @@ NEEDED: Final = {
     "suspicion": (KILLER, Guards(suspects_partitions=False), "row 0 has ended more processes than it may"),
     "orderly ends": (ALONE, Guards(forgets_interruptions=False), "row 0 died of 2 interruptions"),
     "outages of suspect events": (ALONE, Guards(withdraws=False), "row 0 died of 2 interruptions"),
+    # A stranger's record would be taken for that of the row whose id it has; and what it takes comes again.
+    "headers of other installations": (
+        STRANGERS,
+        Guards(sets_others_aside=False),
+        "rows (0,) are changed by a record that is not of them",
+    ),
+    "event ids": (STRANGERS, Guards(matches_event_ids=False), "rows (0,) are changed by a record that is not of them"),
+    "own records again": (STRANGERS, Guards(redelivers=False, repeats_own_records=False), "no way from here"),
+    "redelivery of what was stolen": (shared("a", faults=1), Guards(redelivers=False), "no way from here"),
     # Nothing but the memory keeps a relay from sending again what a consumer holds.
     "memory of unmarked rows": (
         Protocol("aab", faults=0, expects_single_records=True),
@@ -179,6 +200,10 @@ SPARED: Final = {
     "offsets behind the database": (ONE, Guards(commits_after_database=False)),
     # As long as the topic keeps its records, everything that is published comes to a consumer.
     "redelivery": (ONE, Guards(redelivers=False)),
+    # Records of strangers take none of ours along, whatever happens to the batch; and a row whose record would not be
+    # done again is sent again.
+    "redelivery, with strangers": (STRANGERS, Guards(redelivers=False)),
+    "own records again": (STRANGERS, Guards(repeats_own_records=False)),
     # What was announced is tried under the lock of its row, whose status is looked at; and what is noted of an attempt
     # looks at its number.
     "tries as announced": (replace(ALONE, consumers=2), Guards(tries_as_announced=False)),
