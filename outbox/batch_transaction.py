@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 import msgspec
-from django.db import connections, transaction
+from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.brokers.base import IncomingRecord
@@ -26,6 +26,7 @@ from outbox.reading import EventIds, Messages, RowReader, decode_records
 from outbox.rejections import RejectionStore
 from outbox.repository import OutboxRepository
 from outbox.rows import Identity, Locked
+from outbox.sessions import own_transaction
 from outbox.watchdog import Watchdog
 from outbox.writing import PlanWriter
 
@@ -129,18 +130,17 @@ class BatchTransaction:
         :raises TooMuchAtOnce: cut the portion.
         :raises TransactionFailedError: nothing was done.
         """
-        using = self.tools.repository.route.database
+        route = self.tools.repository.route
+        using = route.database
         self._token = self.tools.witness.token()
-        self.messages, self.event_ids, self.outcome.rejected = decode_records(
-            self.portion.records, service=self.tools.repository.route.service
-        )
+        decoded = decode_records(self.portion.records, service=route.service)
+        self.messages, self.event_ids, self.outcome.rejected = decoded
         try:
-            with transaction.atomic(using=using):
+            with own_transaction(using):
                 is_outermost = len(connections[using].savepoint_ids) == 0
                 self._fill(is_outermost)
                 self._is_committing = True
-            if is_outermost and connections[using].in_atomic_block:
-                # A block was left open: what looked like the commit was none.
+            if is_outermost and connections[using].in_atomic_block:  # a block was left open: this was no commit
                 throw_away([connections[using]], depths={})
                 raise UndoneEffectsError.ended()
         except TooMuchAtOnce:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, TypeVar
 
-from django.db import connections, transaction
+from django.db import connections
 from django.db.models import QuerySet
 from django.db.utils import DatabaseError
 
@@ -23,6 +23,7 @@ from outbox.lifecycle import Status
 from outbox.log_text import get_logger
 from outbox.models import RejectedRecord
 from outbox.repository import OutboxRepository
+from outbox.sessions import own_transaction
 from outbox.shutdown import StopFlag
 from outbox.sql import to_db
 from outbox.statistics import count_rows
@@ -155,7 +156,7 @@ class Pruning:
         failures = 0
         while True:
             try:
-                with transaction.atomic(using=using):
+                with own_transaction(using):
                     return work()
             except DatabaseError as error:
                 failures += 1

@@ -16,6 +16,7 @@ from django.db import connections, transaction
 from outbox import lifecycle
 from outbox.models import RehomedRow
 from outbox.routes import RouteRegistry, ServiceRoute
+from outbox.sessions import own_transaction
 from outbox.sql import dialect_of, id_list, moment_of, to_db
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -113,7 +114,7 @@ class Rehoming:
         return ids
 
     def _move(self, ids: Sequence[int]) -> list[Moved]:
-        with transaction.atomic(using=self._source.database):
+        with own_transaction(self._source.database):
             sql = dialect_of(self._connection)
             rows = self._fetch(
                 f"SELECT id, {', '.join(sql.dated.format(name) if name in _TIMES else name for name in _COLUMNS)}"

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Final
 
-from django.db import connections, transaction
+from django.db import connections
 
 from outbox import lifecycle
 from outbox.chunks import chunks
@@ -21,6 +21,7 @@ from outbox.lifecycle import Status, Transition
 from outbox.routes import ServiceRoute
 from outbox.rows import Blocker, Claim, Due, Failure, Identity, Locked, Marked, NewRow, Pruned
 from outbox.searches import Searches
+from outbox.sessions import own_transaction
 from outbox.sql import Dialect, dialect_of, from_db, id_list, moment_of, placeholders, storable, to_db
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
@@ -465,7 +466,7 @@ class OutboxRepository:
         if not ids:
             return 0
         if skip_locked:
-            with transaction.atomic(using=self.route.database):
+            with own_transaction(self.route.database):
                 free = self._find(transition.sources, ids, also=also, lock=True)
                 return self._move(transition, free, assignments, values, also=also)
         condition, more = also

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
-from django.db import connections
+from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
@@ -75,6 +75,41 @@ def close_if_idle() -> None:
     if now - bounds.used_at > bounds.idle.total_seconds() / 2 and not connections[bounds.using].in_atomic_block:
         connections[bounds.using].close()
     bounds.used_at = now
+
+
+@contextmanager
+def own_transaction(using: str) -> Iterator[None]:
+    """Open a worker's own transaction on ``using``, over a connection that can commit it."""
+    close_unusable()
+    try:
+        with transaction.atomic(using=using):
+            yield
+    finally:
+        close_without_autocommit(connections[using])
+
+
+def close_unusable() -> None:
+    """Close those of this thread's connections that are broken, or that Django could not set back to autocommit.
+
+    Django does that at the end of a request (``django.db.close_old_connections``); workers have none.
+    """
+    for connection in connections.all(initialized_only=True):
+        close_without_autocommit(connection)
+        if connection.errors_occurred and connection.connection is not None and not connection.in_atomic_block:
+            if connection.is_usable():
+                connection.errors_occurred = False
+            else:
+                connection.close()
+
+
+def close_without_autocommit(connection: BaseDatabaseWrapper) -> None:
+    """Close ``connection`` where the end of a transaction was cut short, so that it did not go back to autocommit.
+
+    Nothing that is done on it would ever be committed: each block believes that another one around it sees to that. A
+    ``KILL QUERY`` that meets MariaDB's ``SET autocommit=1`` is enough.
+    """
+    if not connection.in_atomic_block and connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+        connection.close()
 
 
 def _bound_new_session(*, connection: BaseDatabaseWrapper, **_: Any) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
 
-from django.db import transaction
-
 from outbox.backoff import RetryPolicy, delay
 from outbox.blame import failure_of
 from outbox.exceptions import Discard, Retry, TooManyInterruptionsError
@@ -15,6 +13,7 @@ from outbox.isolation import MAX_INTERRUPTIONS
 from outbox.outcomes import News
 from outbox.repository import OutboxRepository
 from outbox.rows import Locked
+from outbox.sessions import own_transaction
 from outbox.waiting import WaitingEvents
 
 _LONGEST_PAUSE: Final = timedelta(days=3650)
@@ -91,7 +90,7 @@ class Settling:
         if pause is None:
             pause = delay(attempt, self._retry_policy(row.event_type), self._rand())
         pause = min(pause, _LONGEST_PAUSE)
-        with transaction.atomic(using=self._using):
+        with own_transaction(self._using):
             noted = self._repository.retry(row, due_at=self._repository.now() + pause, failure=failure)
         if noted:  # else somebody else moved it meanwhile, or it failed behind its commit
             self._news.tell_retried(row, pause, error=error, reason=failure.reason)
@@ -106,7 +105,7 @@ class Settling:
             self._bury(row, _because(TooManyInterruptionsError(count), error), failed_attempts=0)
             return
         pause = self.back_off(row)
-        with transaction.atomic(using=self._using):
+        with own_transaction(self._using):
             due_at = self._repository.now() + pause
             noted = self._repository.interrupt(row, due_at=due_at, failure=failure_of(error, with_traceback=False))
         if noted:
@@ -128,14 +127,14 @@ class Settling:
             self.charge(row, error)
             return 0
         pause = timedelta(seconds=min(2 ** (count - 1), _LONGEST_DEFERRAL_S) + self._rand())
-        with transaction.atomic(using=self._using):
+        with own_transaction(self._using):
             return self._repository.wait([row.id], until=self._repository.now() + pause)
 
     def _bury(self, row: Locked, error: Exception, *, failed_attempts: int = 1) -> None:
         failure = failure_of(error)
         parks_key = self._parks_key(row.event_type)
         woken = [] if parks_key else self._waiting.next_of(row.message_key, besides=[row.id])
-        with transaction.atomic(using=self._using):
+        with own_transaction(self._using):
             buried = self._repository.bury_failed(
                 row, failure=failure, parks_key=parks_key, failed_attempts=failed_attempts
             )
