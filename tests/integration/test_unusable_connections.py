@@ -12,11 +12,14 @@ import pytest
 from django.db import OperationalError, connections, transaction
 
 from outbox import Delivery, sessions
+from outbox.brokers.memory import MemoryBroker
 from outbox.consumer import Consumer
+from outbox.fields import SHARD_COUNT
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import TABLE, get, statuses
-from tests.toys import Toys, effect_ids
+from tests.relays import MakeRelay, sent_ids, step_until_idle
+from tests.toys import ManualClock, Toys, effect_ids
 from tests.transactions import connection_id_of, kill_own_connection, second_connection
 
 KILLED = OperationalError(1317, "Query execution was interrupted")
@@ -109,12 +112,13 @@ class _Killer(threading.Thread):
 
     def run(self) -> None:
         connection = second_connection(self._alias)
+        kill = "KILL QUERY %s" if connection.vendor == "mysql" else "SELECT PG_CANCEL_BACKEND(%s)"
         with connection.cursor() as cursor:
             while not self._over.wait(0.0005):
                 with self._mutex:
                     if self._target:
                         with suppress(OperationalError):  # it has ended
-                            cursor.execute("KILL QUERY %s", [self._target])
+                            cursor.execute(kill, [self._target])
         connection.close()
 
 
@@ -151,6 +155,65 @@ def test_statements_that_are_killed_at_any_moment_cost_no_commit(
             assert seen_by_others(alias) == done
     finally:
         killer.end()
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
+def test_batches_whose_statements_are_killed_take_effect_once_and_in_the_order_of_their_keys(
+    alias: str, consumer: Consumer, toys: Toys
+) -> None:
+    row_ids = published(alias, 120, key=lambda number: f"k{number % 6}")
+    for row_id in row_ids[::7]:
+        toys.fail(row_id, ValueError("not yet"), times=1)
+    killer = _Killer(alias)
+    killer.start()
+    try:
+        for first in range(0, len(row_ids), 12):
+            records = factories.records_of(alias, row_ids[first : first + 12])
+            killer.aim(connection_id_of(alias))
+            with suppress(OperationalError):
+                consumer.handle(records)
+            killer.aim(0)
+            connections[alias].close()
+    finally:
+        killer.end()
+    see_to_the_end(alias, consumer, row_ids)
+
+    assert sorted(effect_ids(alias)) == row_ids
+    for number in range(6):
+        assert effect_ids(alias, key=f"k{number}") == row_ids[number::6]
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
+def test_relay_whose_statements_are_killed_sends_everything_in_order_and_keeps_its_leases(
+    alias: str, broker: MemoryBroker, make_relay: MakeRelay, clock: ManualClock
+) -> None:
+    row_ids = factories.rows(alias, 120, key=lambda number: f"k{number % 6}")
+    relay = make_relay(batch_size=10)
+    killer = _Killer(alias)
+    killer.start()
+    try:
+        for _ in range(60):
+            killer.aim(connection_id_of(alias))
+            relay._try_step(once=False)
+            killer.aim(0)
+            connections[alias].close()
+            clock.advance(1)
+    finally:
+        killer.end()
+    clock.advance(10)
+    step_until_idle(relay)
+
+    first = list(dict.fromkeys(sent_ids(broker)))
+    assert sorted(first) == row_ids
+    for number in range(6):
+        of_key = row_ids[number::6]
+        assert [each for each in first if each in of_key] == of_key
+    assert set(statuses(alias).values()) == {"published"}
+    other = second_connection(alias)
+    with other.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM outbox_shard_leases WHERE owner <> ''")
+        assert cursor.fetchone()[0] == SHARD_COUNT
+    other.close()
 
 
 # --- another database of a handler -------------------------------------------------------------------------------
