@@ -27,7 +27,7 @@ from tests.chaos.processes import judge_processes
 from tests.chaos.schedule import LEAST_INJECTED, plan, rare
 from tests.chaos.servers import DATABASES
 from tests.chaos.takeovers import judge_take_overs, take_overs
-from tests.chaos.verdict import Verdict, judge, judge_lags
+from tests.chaos.verdict import Verdict, judge, judge_lags, judge_transactions
 
 _LOOK_S: Final = 0.5
 _BROKEN_HARNESS: Final = 2
@@ -153,12 +153,14 @@ def _look(cluster: Cluster, options: argparse.Namespace) -> tuple[Verdict, Evide
         is_quiet = cluster.is_quiet_within(options.patience)
     say(f"{'quiet' if is_quiet else 'NOT quiet'} after {time.monotonic() - began:.1f} s; the workers are asked to end")
     lags = cluster.lags() if is_quiet else {}
+    still_open = cluster.open_transactions() if is_quiet else []
     troubles = cluster.finish(is_quiet=is_quiet)
     evidence = Evidence(cluster)
     verdict = judge(evidence, is_quiet=is_quiet)
     judge_handlers(verdict, evidence, cluster.crew.members)
     judge_processes(verdict, cluster.crew, cluster.writers, killed_itself=evidence.killed_itself)
     judge_lags(verdict, lags)
+    judge_transactions(verdict, still_open)
     for trouble in troubles:
         verdict.note(9, trouble)
     return verdict, evidence

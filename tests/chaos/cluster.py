@@ -71,6 +71,13 @@ _PARKED: Final = (
 )
 
 
+_OLD_TRANSACTIONS: Final = (
+    "SELECT TIMESTAMPDIFF(SECOND, trx_started, NOW()) FROM information_schema.innodb_trx"
+    " WHERE trx_started < NOW() - INTERVAL 10 SECOND"
+)
+_OPEN_S: Final = 30.0
+
+
 class Operator:
     """A person at the admin: a process that does what the admin's actions do, made anew when an outage ended it."""
 
@@ -218,6 +225,12 @@ class Cluster:
 
         _comes_true(are_none, patience_s=_LAG_S)
         return {service: found[service] for service in SERVICES}
+
+    def open_transactions(self) -> list[int]:
+        """Return how many seconds ago those transactions began that do not end though nothing is to be done."""
+        with self.database() as database:
+            _comes_true(lambda: not database.query(_OLD_TRANSACTIONS), patience_s=_OPEN_S)
+            return [int(age) for (age,) in database.query(_OLD_TRANSACTIONS)]
 
     def finish(self, *, is_quiet: bool) -> list[str]:
         """End the workers, and have others look whether a record is left on a topic that changes anything.

@@ -81,6 +81,13 @@ def judge_lags(verdict: Verdict, lags: Mapping[str, int | None]) -> None:
             verdict.note(8, f"LAG of {service} is {'?' if lag is None else lag} though nothing is on its way")
 
 
+def judge_transactions(verdict: Verdict, ages_s: Iterable[int]) -> None:
+    """Check that no worker does its work in a transaction that is never committed."""
+    verdict.checked[1] += 1
+    for age_s in ages_s:
+        verdict.note(1, f"a transaction has been open for {age_s} s though nothing is to be done: it commits nothing")
+
+
 def expectations(evidence: Evidence) -> dict[int, Expected]:
     """Say what must have become of each event of the probe service, by the id of its row."""
     written = evidence.ledger.sql_rows

@@ -24,7 +24,7 @@ from tests.chaos.expectations import MAX_INTERRUPTIONS, told
 from tests.chaos.handler_checks import judge_handlers
 from tests.chaos.handlers import FOR_EVER
 from tests.chaos.ledger import Garbage, Ledger
-from tests.chaos.verdict import Verdict, judge, judge_lags
+from tests.chaos.verdict import Verdict, judge, judge_lags, judge_transactions
 
 PID = 4711
 SOUND, SWALLOWS, KILLS, HOOKED, COMMITS, BEHIND = range(1, 7)
@@ -174,6 +174,13 @@ def test_lag_must_be_none_when_nothing_is_on_its_way(lag: int | None, breaches: 
     verdict = Verdict()
     judge_lags(verdict, {"probe": lag, "agent": 0})
     assert verdict.checked[8] == 2
+    assert [breach.promise for breach in verdict.breaches] == breaches
+
+
+@pytest.mark.parametrize(("ages_s", "breaches"), [([], []), ([14, 800], [1, 1])])
+def test_no_transaction_may_be_open_when_nothing_is_to_be_done(ages_s: list[int], breaches: list[int]) -> None:
+    verdict = Verdict()
+    judge_transactions(verdict, ages_s)
     assert [breach.promise for breach in verdict.breaches] == breaches
 
 
