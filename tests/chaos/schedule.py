@@ -36,7 +36,7 @@ _GAPS_S: Final = {
     "people": (3.0, 8.0),
     "writers": (15.0, 30.0),
     "handlers": (4.0, 10.0),
-    "killers": (7.0, 13.0),
+    "killers": (8.0, 14.0),
     "row-holders": (5.0, 12.0),
     "outbox-holders": (5.0, 12.0),
     "hosts": (8.0, 20.0),
