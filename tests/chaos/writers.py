@@ -30,7 +30,7 @@ _WRITERS: Final[dict[str, tuple[float, Kind, dict[str, Any], dict[str, Any]]]] =
     "discard": (0.04, "bulk", {"threads": 1, "keys": 3, "events": 3}, {"verdict": "discard", "every": 9}),
     "asks-again": (0.03, "bulk", {"threads": 1, "keys": 2}, {"verdict": "retry", "every": 4}),
     "slow": (0.03, "step", {"threads": 1, "keys": 2}, {"sleep_ms": 1500, "every": 8}),
-    "parking": (0.06, "parking", {"threads": 1, "keys": 12}, {"verdict": "discard", "every": 4}),
+    "parking": (0.06, "parking", {"threads": 1, "keys": 24}, {"verdict": "discard", "every": 3}),
     "oversize": (0.005, "step", {"threads": 1, "keys": 2, "events": 1}, {"filler": _NOISE}),
 }
 """Share of the rate, kind of event, shape of the plan, and what the events say to their handlers."""
