@@ -11,6 +11,8 @@ from typing import Any, Final
 import MySQLdb
 from MySQLdb import OperationalError
 
+from scripts.services.errors import ServicesError
+from scripts.services.server import NativeServer
 from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
 from tests.chaos.cluster import Cluster
@@ -33,6 +35,7 @@ TABLE: Final = "agent_outbox_messages"
 AWAY: Final = f"{TABLE}_away"
 
 _INSISTS_S: Final = 60.0
+_ENDS_S: Final = 30.0
 
 FULL: Final = 1114
 """The table is full: how a server says that it finds no space."""
@@ -143,12 +146,27 @@ def _fill_disk(cluster: Cluster, fault: TimedFault) -> str:
     finally:
         disk.free()  # first: a rollback may need pages
         ballast.close()
-        has_ended = not cluster.servers.by_name["database"].status().startswith("serves")
-        cluster.servers.by_name["database"].start()  # MariaDB ends itself when it finds no page for a rollback
+        server = cluster.servers.by_name["database"]
+        has_ended = not server.status().startswith("serves")
+        _start_again(server)  # MariaDB ends itself when it finds no page for a rollback
     if not ballast.refused:
         raise MissedError(f"the server found space all the time; {ballast.trouble}")
     ended = ", and the server ended itself" if has_ended else ""
     return f"the server refused {ballast.refused} of our statements{ended}"
+
+
+def _start_again(server: NativeServer) -> None:
+    """Start a server that may be about to end: until it has, its port is taken."""
+    deadline = time.monotonic() + _ENDS_S
+    while True:
+        try:
+            server.start()
+        except ServicesError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+        else:
+            return
 
 
 class _Ballast:
