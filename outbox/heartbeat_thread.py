@@ -19,7 +19,7 @@ from outbox.backoff import RetryPolicy, delay
 from outbox.database_errors import ErrorKind, kind_of
 from outbox.leases import Presence, Switches
 from outbox.log_text import get_logger
-from outbox.sessions import close_without_autocommit, worker_session
+from outbox.sessions import close_incomplete, worker_session
 
 logger = get_logger(__name__)
 
@@ -198,7 +198,7 @@ class HeartbeatThread(threading.Thread):
         is_busy = is_ours and kind_of(error, self._using) is ErrorKind.CONFLICT
         if not is_busy:
             self._disconnect()
-        close_without_autocommit(connections[self._using])
+        close_incomplete(connections[self._using])
         return timedelta(0) if self._ended else self._outcomes.failed(error, is_busy=is_busy)
 
     def _disconnect(self) -> None:

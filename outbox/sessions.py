@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 from django.db import connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -38,6 +39,9 @@ class _Thread(threading.local):
 
 
 _thread: Final = _Thread()
+
+_made: Final[WeakKeyDictionary[BaseDatabaseWrapper, Any]] = WeakKeyDictionary()
+"""The driver's connection of each that Django has made to the end."""
 
 
 @contextmanager
@@ -85,16 +89,16 @@ def own_transaction(using: str) -> Iterator[None]:
         with transaction.atomic(using=using):
             yield
     finally:
-        close_without_autocommit(connections[using])
+        close_incomplete(connections[using])
 
 
 def close_unusable() -> None:
-    """Close those of this thread's connections that are broken, or that Django could not set back to autocommit.
+    """Close those of this thread's connections that are broken, or are not as Django makes them.
 
-    Django does that at the end of a request (``django.db.close_old_connections``); workers have none.
+    Django looks at them at the end of a request (``django.db.close_old_connections``); workers have none.
     """
     for connection in connections.all(initialized_only=True):
-        close_without_autocommit(connection)
+        close_incomplete(connection)
         if connection.errors_occurred and connection.connection is not None and not connection.in_atomic_block:
             if connection.is_usable():
                 connection.errors_occurred = False
@@ -102,20 +106,28 @@ def close_unusable() -> None:
                 connection.close()
 
 
-def close_without_autocommit(connection: BaseDatabaseWrapper) -> None:
-    """Close ``connection`` where the end of a transaction was cut short, so that it did not go back to autocommit.
+def close_incomplete(connection: BaseDatabaseWrapper) -> None:
+    """Close ``connection`` where its making or the end of a transaction was cut short: Django goes on with it.
 
-    Nothing that is done on it would ever be committed: each block believes that another one around it sees to that. A
-    ``KILL QUERY`` that meets MariaDB's ``SET autocommit=1`` is enough.
+    Not set back to autocommit, nothing that is done on it is ever committed: each block believes that another one
+    around it sees to that. A ``KILL QUERY`` that meets MariaDB's ``SET autocommit=1`` is enough. Made in part, it has
+    not the isolation level and bounds that it should.
     """
-    if not connection.in_atomic_block and connection.autocommit != connection.settings_dict["AUTOCOMMIT"]:
+    if connection.connection is None or connection.in_atomic_block:
+        return
+    has_autocommit = connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
+    if not has_autocommit or _made.get(connection) is not connection.connection:
         connection.close()
 
 
-def _bound_new_session(*, connection: BaseDatabaseWrapper, **_: Any) -> None:
+def _see_new_session(*, connection: BaseDatabaseWrapper, **_: Any) -> None:
     bounds = _thread.bounds
-    if bounds is None:
-        return
+    if bounds is not None:
+        _bound_new_session(connection, bounds)
+    _made[connection] = connection.connection
+
+
+def _bound_new_session(connection: BaseDatabaseWrapper, bounds: _Bounds) -> None:
     # Of another database it is not known how long ago a handler used it last: an idle session would be missed.
     idle = bounds.idle if connection.alias == bounds.using else None
     try:
@@ -152,4 +164,4 @@ def _milliseconds(value: timedelta) -> int:
     return max(1, math.ceil(value / timedelta(milliseconds=1)))
 
 
-connection_created.connect(_bound_new_session, dispatch_uid="outbox.sessions.bound")
+connection_created.connect(_see_new_session, dispatch_uid="outbox.sessions")

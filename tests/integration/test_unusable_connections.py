@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -15,12 +16,16 @@ from outbox import Delivery, sessions
 from outbox.brokers.memory import MemoryBroker
 from outbox.consumer import Consumer
 from outbox.fields import SHARD_COUNT
+from outbox.heartbeat import Heartbeat
+from outbox.leases import CONSUMER, Presence
+from outbox.models import Worker
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import TABLE, get, statuses
 from tests.relays import MakeRelay, sent_ids, step_until_idle
-from tests.toys import ManualClock, Toys, effect_ids
+from tests.toys import SERVICE, ManualClock, Toys, effect_ids
 from tests.transactions import connection_id_of, kill_own_connection, second_connection
+from tests.waiting import wait_until
 
 KILLED = OperationalError(1317, "Query execution was interrupted")
 
@@ -48,6 +53,16 @@ def seen_by_others(alias: str) -> int:
     other = second_connection(alias)
     with other.cursor() as cursor:
         cursor.execute(f"SELECT COUNT(*) FROM {TABLE} WHERE status = 'consumed'")
+        count = int(cursor.fetchone()[0])
+    other.close()
+    return count
+
+
+def beats_seen_by_others(alias: str) -> int:
+    """Return how many workers have been seen since their rows were made long ago, for everybody."""
+    other = second_connection(alias)
+    with other.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM outbox_workers WHERE seen_at > '2020-01-01'")
         count = int(cursor.fetchone()[0])
     other.close()
     return count
@@ -92,6 +107,54 @@ def test_transaction_whose_end_is_cut_short_leaves_no_connection_that_commits_no
     assert get(alias, row_ids[0]).retry_count == 0
 
 
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
+@pytest.mark.parametrize("step", ["_set_autocommit", "init_connection_state"])
+def test_connection_whose_making_is_cut_short_is_not_worked_on(
+    alias: str, consumer: Consumer, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    row_ids = published(alias, 2, key=lambda number: f"k{number}")
+    connection = connections[alias]
+    whole, killed = getattr(connection, step), []
+
+    def be_killed(*args: Any) -> None:
+        if not killed:
+            killed.append(connection.connection)
+            raise KILLED
+        whole(*args)
+
+    with monkeypatch.context() as patch:
+        connection.close()
+        patch.setattr(connection, step, be_killed)
+        with suppress(OperationalError):
+            consumer.handle(factories.records_of(alias, row_ids))
+        see_to_the_end(alias, consumer, row_ids)
+
+    assert connection.connection is not killed[0]
+    assert seen_by_others(alias) == len(row_ids)
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)
+def test_heartbeat_whose_connection_was_made_in_part_connects_anew(alias: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def be_killed(connection: Any, autocommit: bool) -> None:
+        if connection.alias == alias and threading.current_thread().name.endswith("heartbeat"):
+            monkeypatch.undo()
+            raise KILLED
+        connection.connection.autocommit(autocommit)
+
+    monkeypatch.setattr(type(connections[alias]), "_set_autocommit", be_killed)
+    long_ago = datetime(2000, 1, 1, tzinfo=UTC)
+    Worker.objects.using(alias).create(
+        worker_id="w", service=SERVICE, role=CONSUMER, host="h", pid=1, seen_at=long_ago, moved_at=long_ago
+    )
+    presence = Presence(service=SERVICE, role=CONSUMER, worker_id="w", using=alias, ttl=timedelta(seconds=60))
+    beating = Heartbeat(presence, interval=timedelta(milliseconds=50))
+    beating.start()
+    try:
+        wait_until(lambda: beats_seen_by_others(alias) == 1)
+    finally:
+        beating.close()
+
+
 class _Killer(threading.Thread):
     """Kills whatever statement a session is at, again and again, while there is a target."""
 
@@ -127,7 +190,7 @@ def test_statements_that_are_killed_at_any_moment_cost_no_commit(
     alias: str, consumer: Consumer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     closed = []
-    close = sessions.close_without_autocommit
+    close = sessions.close_incomplete
 
     def look(connection: Any) -> None:
         driver = connection.connection
@@ -135,7 +198,7 @@ def test_statements_that_are_killed_at_any_moment_cost_no_commit(
         if driver is not None and connection.connection is None:
             closed.append(driver)
 
-    monkeypatch.setattr(sessions, "close_without_autocommit", look)
+    monkeypatch.setattr(sessions, "close_incomplete", look)
     killer = _Killer(alias)
     killer.start()
     try:
