@@ -96,7 +96,7 @@ def test_slow_webhook_does_not_hold_up_the_others_of_its_batch(alias: str, serve
                 seen.append(statuses(alias))
                 return settled
 
-        made = deliverer(alias)
+        made = deliverer(alias, timeout=timedelta(seconds=2))
         made._records = Watching(alias)
         made.step()
     assert seen[3].count("sent") == 4
