@@ -157,16 +157,18 @@ def _fill_disk(cluster: Cluster, fault: TimedFault) -> str:
 
 def _start_again(server: NativeServer) -> None:
     """Start a server that may be about to end: until it has, its port is taken."""
-    deadline = time.monotonic() + _ENDS_S
-    while True:
+
+    def starts() -> bool:
         try:
             server.start()
         except ServicesError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.5)
-        else:
-            return
+            return False
+        return True
+
+    try:
+        wait_until(starts, timeout=_ENDS_S, interval=0.5)
+    except DeadlineError:
+        server.start()  # says what is in the way
 
 
 class _Ballast:

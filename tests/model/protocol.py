@@ -25,7 +25,7 @@ What stands for what
                who sleeps in between may be taken for one that ended, so that a death is exactly deserved only where
                there is one consumer.
     Strangers  Another installation sends records with ids of ours, which state no event id: their header alone tells.
-               One of its consumers takes a partition for as long as it passes some records; what ours had in hand of
+               One of its consumers takes a partition for as long as it passes some records; what ours had in flight of
                it they commit no more. A database that was restored has given ids out again: a record of the earlier
                row states another event id. Either kind may come at any moment. Progress is shown without them: all
                arrives once they leave.
