@@ -86,6 +86,8 @@ class HeartbeatThread(threading.Thread):
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ended = False
         self._raw: Any = None
+        self._beaten_at: float | None = None
+        """When the last beat was made here."""
         self._next_at = time.monotonic() + interval_s
 
     # --- for other threads ---------------------------------------------------------------------------------------
@@ -130,6 +132,7 @@ class HeartbeatThread(threading.Thread):
             self._next_at = time.monotonic() + self._failed(error).total_seconds()
             raise
         self._next_at = time.monotonic() + self._interval_s
+        self._beaten_at = self._presence.beaten_at
         self._answered()
         if not self._ended:
             self._outcomes.succeeded()
@@ -174,7 +177,9 @@ class HeartbeatThread(threading.Thread):
         A relay's does with each look at its leases; here it is done only while the loop waits for its broker.
         """
         beaten_at = self._presence.beaten_at
-        late_at = 0.0 if beaten_at is None else beaten_at + _LATE * self._interval_s
+        if beaten_at is None or beaten_at == self._beaten_at:
+            return False
+        late_at = beaten_at + _LATE * self._interval_s
         if late_at <= time.monotonic():
             return False
         self._next_at = late_at

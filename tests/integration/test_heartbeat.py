@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,6 +92,26 @@ def test_heartbeat_has_nothing_to_do_while_the_loop_beats_itself_and_takes_over_
         assert _row(alias).worker_id == WORKER
     finally:
         started.close()
+
+
+def test_heartbeat_alone_keeps_its_interval(alias: str) -> None:
+    beats: list[float] = []
+
+    class _Timed(Presence):
+        def beat(self) -> Switches:
+            beats.append(time.monotonic())
+            return super().beat()
+
+    interval_s = 1.0
+    presence = _Timed(service=SERVICE, role=CONSUMER, worker_id=WORKER, using=alias, ttl=timedelta(seconds=60))
+    started = Heartbeat(presence, interval=timedelta(seconds=interval_s), answer_timeout=ANSWER)
+    started.start()
+    try:
+        wait_until(lambda: len(beats) >= 6, timeout=60)
+    finally:
+        started.close()
+    shortest = min(later - earlier for earlier, later in pairwise(beats))
+    assert interval_s <= shortest < 1.2 * interval_s, "the shortest: a busy machine may make any of them longer"
 
 
 def test_row_says_when_the_loop_last_moved(alias: str, heartbeat: Open) -> None:
