@@ -172,10 +172,7 @@ class ClosedConnectionError(OutboxError):
 
 
 class UndoneEffectsError(OutboxError):
-    """A handler returned, and what it wrote is not in the transaction that marks its event consumed.
-
-    ``cause`` is the error that it swallowed, where one was seen.
-    """
+    """A handler returned, and what it wrote is not in the transaction that marks its event; ``cause``: what it hid."""
 
     def __init__(self, message: str, *, cause: BaseException | None = None) -> None:
         self.cause = cause
@@ -185,14 +182,11 @@ class UndoneEffectsError(OutboxError):
     def swallowed(cls, cause: BaseException | None) -> UndoneEffectsError:
         """Return the error of a handler after which Django rolls the transaction back."""
         if cause is None:
-            return cls(
-                "the handler marked its transaction for rollback (transaction.set_rollback(True)) and returned, so its"
-                " effects are lost; raise an exception to undo an event"
-            )
+            done = "marked its transaction for rollback (transaction.set_rollback(True)) and returned"
+            return cls(f"the handler {done}, so its effects are lost; raise an exception to undo an event")
         return cls(
             f"the handler swallowed {type(cause).__name__}: {cause}. It marked the transaction for rollback, so its"
-            f" effects are lost. Put what may fail into a block of its own: `with transaction.atomic(): ...` inside of"
-            f" `try`",
+            f" effects are lost. Put what may fail into a block of its own: `with transaction.atomic(): ...` in `try`",
             cause=cause,
         )
 
@@ -232,9 +226,9 @@ class TooManyInterruptionsError(UnreadableError):
 
     def __init__(self, interruptions: int) -> None:
         super().__init__(
-            f"{interruptions} times in a row its process or its database connection ended while this event was at work"
-            f" alone: its handler most likely exhausts memory, crashes the process, sends a statement that is too"
-            f" large, or runs into a killer of long transactions. Mend it, then replay the event"
+            f"{interruptions} times in a row its process or its database connection ended, or its database fell silent,"
+            f" while this event was at work alone: its handler most likely exhausts memory, crashes the process, sends"
+            f" a statement that is too large, or meets a killer of long transactions. Mend it, then replay the event"
         )
 
 
@@ -248,11 +242,18 @@ class ConnectionLostError(OutboxError):
         )
 
 
-class HandlerTimeoutError(OutboxError):
-    """A handler did not return in time and was interrupted; every connection of its thread is closed."""
+class SilentDatabaseError(OutboxError):
+    """A handler was late while the database did not answer; without that it would have returned in time."""
 
-    def __init__(self, event_type: str, *, limit: timedelta) -> None:
-        self.event_type, self.limit = event_type, limit
+    def __init__(self, late: HandlerTimeoutError, *, silent_s: float) -> None:
+        super().__init__(f"the database did not answer for {silent_s:.1f} s while this event was at work: {late}")
+
+
+class HandlerTimeoutError(OutboxError):
+    """A handler that began at ``began`` (monotonic) was ``over_s`` beyond its limit; its connections are closed."""
+
+    def __init__(self, event_type: str, *, limit: timedelta, began: float, over_s: float = 0.0) -> None:
+        self.event_type, self.limit, self.began, self.over_s = event_type, limit, began, over_s
         super().__init__(
             f"the handler did not return within {limit.total_seconds():g} s (time limit of event type {event_type!r})"
             f" and was interrupted. Give what it waits for a timeout of its own, or raise the limit by"

@@ -22,7 +22,7 @@ from outbox.backoff import RetryPolicy
 from outbox.batch_transaction import BatchTransaction, Tools, TooMuchAtOnce, TransactionFailedError
 from outbox.blame import message_of
 from outbox.brokers.base import IncomingRecord
-from outbox.call_failures import CallFailedError, Deliveries
+from outbox.call_failures import Deliveries
 from outbox.conf import ConsumerOptions
 from outbox.contracts import ContractRegistry
 from outbox.database_errors import ErrorKind
@@ -103,6 +103,7 @@ class BatchHandling:
             parks_key=parks_key,
             rand=rand,
             wake_relays=wake_relays,
+            witness=witness or NullHeartbeat(),
         )
         self._tools = Tools(
             repository=repository,
@@ -232,7 +233,7 @@ class BatchHandling:
             raise _OwnFault(failed.error)
         if call is not None and len(call.deliveries) == 1 and isinstance(failed.error, HandlerTimeoutError):
             # What takes too long is not called a second time.
-            self._settling.charge(_row_of(call, current), failed.error)
+            self._settling.failed(_row_of(call.deliveries, current), failed.error)
             return around(call.deliveries, (), current)
         return portions_after(failed, current)
 
@@ -246,7 +247,7 @@ class BatchHandling:
         """
         row = current.row
         if failed.kind is ErrorKind.PERMANENT and (failed.call is not None or failed.is_handlers_doing):
-            self._settling.charge(_known(row), failed.error)
+            self._settling.failed(_known(row), failed.error, is_counted=current.portion.announced is not None)
         elif row is None or failed.kind is ErrorKind.PERMANENT:
             raise _OwnFault(failed.error)
         elif failed.kind is ErrorKind.CONFLICT:
@@ -265,11 +266,10 @@ class BatchHandling:
         self.is_hung = True
         current = self._current
         if current is not None and len(deliveries) == 1:
-            row = next(row for row in current.live if row.id == deliveries[0].outbox_id)
-            limit = self._tools.time_limit(row.event_type)
-            self._settling.charge(row, HandlerTimeoutError(row.event_type, limit=limit))
-            self.announcements.ended(row)
-            self._on_hung_noted()
+            row = _row_of(deliveries, current)
+            if self._settling.hangs(row, limit=self._tools.time_limit(row.event_type)):
+                self.announcements.ended(row)
+                self._on_hung_noted()
 
     def _raise_unavailable(self, error: Exception) -> NoReturn:
         connections[self._using].close()
@@ -297,5 +297,5 @@ def _known(row: Locked | None) -> Locked:
     return row
 
 
-def _row_of(call: CallFailedError, current: BatchTransaction) -> Locked:
-    return next(row for row in current.live if row.id == call.deliveries[0].outbox_id)
+def _row_of(deliveries: Deliveries, current: BatchTransaction) -> Locked:
+    return next(row for row in current.live if row.id == deliveries[0].outbox_id)

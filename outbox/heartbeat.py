@@ -2,7 +2,7 @@
 
 It says that the process lives, and when the worker's loop last moved. Its connection is also the witness of lost ones.
 Where the consumer's connection was lost and this one lived on, the server was there all the time; where both were lost
-it was an outage, however soon a fresh one succeeds.
+it was an outage, however soon a fresh one succeeds. Where neither was lost, the answers to the beats tell of silences.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from outbox.leases import Presence, Switches
 from outbox.log_text import get_logger
 from outbox.models import WORKER_PARTITIONS_MAX_LENGTH
 from outbox.partitions import encode_partitions
+from outbox.silences import Silences
 
 logger = get_logger(__name__)
 
@@ -38,6 +39,10 @@ class Witness(Protocol):
 
     def lived_on(self, token: object | None) -> bool:
         """Say whether that very connection still answers."""
+        ...
+
+    def silent_s(self, since: float) -> float:
+        """Return for how many seconds since then, by the monotonic clock, the server has left the witness waiting."""
         ...
 
 
@@ -61,6 +66,9 @@ class NullHeartbeat:
 
     def lived_on(self, token: object | None) -> bool:  # noqa: ARG002 - there is none
         return False
+
+    def silent_s(self, since: float) -> float:  # noqa: ARG002 - nobody waits
+        return 0.0
 
     def close(self, *, deregister: bool = True) -> None:
         """Close nothing."""
@@ -88,6 +96,7 @@ class Heartbeat:
         self._interval_s = interval.total_seconds()
         self._answer_timeout_s = answer_timeout.total_seconds()
         self._outcomes = BeatOutcomes(f"{presence.role} of {presence.service}")
+        self._silences = Silences()
         self._thread: HeartbeatThread | None = None
         self._stuck: list[HeartbeatThread] = []
         self._written: str | None = None
@@ -129,6 +138,9 @@ class Heartbeat:
             return self._ask(lambda: thread.is_open(token))
         except (DatabaseError, InterfaceError):
             return False
+
+    def silent_s(self, since: float) -> float:
+        return self._silences.seconds(since)
 
     def close(self, *, deregister: bool = True) -> None:
         """End the thread, and take the row away; without the database the row runs out by itself."""
@@ -182,6 +194,7 @@ class Heartbeat:
             self._presence,
             interval_s=self._interval_s,
             outcomes=self._outcomes,
+            silences=self._silences,
             tell=self._take,
             renew=self._renew_leases,
         )

@@ -20,6 +20,7 @@ from outbox.database_errors import ErrorKind, kind_of
 from outbox.leases import Presence, Switches
 from outbox.log_text import get_logger
 from outbox.sessions import close_incomplete, worker_session
+from outbox.silences import Silences
 
 logger = get_logger(__name__)
 
@@ -72,6 +73,7 @@ class HeartbeatThread(threading.Thread):
         *,
         interval_s: float,
         outcomes: BeatOutcomes,
+        silences: Silences,
         tell: Callable[[HeartbeatThread, Switches], None],
         renew: Callable[[], None] | None = None,
     ) -> None:
@@ -81,6 +83,7 @@ class HeartbeatThread(threading.Thread):
         self._using = presence.using
         self._interval_s = interval_s
         self._outcomes = outcomes
+        self._silences = silences
         self._tell = tell
         self._renew = renew
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -123,9 +126,11 @@ class HeartbeatThread(threading.Thread):
 
     def beat(self) -> None:
         """Renew the row; the next beat is an interval away, or a pause when this one failed."""
+        self._silences.asked()
         try:
             self._prepare()
             switches = self._presence.beat()
+            self._silences.answered()
             if self._renew is not None:
                 self._renew()
         except BaseException as error:
@@ -199,8 +204,10 @@ class HeartbeatThread(threading.Thread):
 
     def _failed(self, error: BaseException) -> timedelta:
         """Close the connection unless somebody else's lock was all that was in the way; return how long to pause."""
-        is_ours = isinstance(error, (DatabaseError, InterfaceError))
-        is_busy = is_ours and kind_of(error, self._using) is ErrorKind.CONFLICT
+        kind = kind_of(error, self._using) if isinstance(error, (DatabaseError, InterfaceError)) else None
+        is_busy = kind is ErrorKind.CONFLICT
+        if kind not in (ErrorKind.DISCONNECTED, ErrorKind.UNAVAILABLE):
+            self._silences.answered(was_locked=is_busy)
         if not is_busy:
             self._disconnect()
         close_incomplete(connections[self._using])

@@ -98,10 +98,9 @@ class News:
         signals.buried.send_robust(self._service, outbox_id=row.id, event_type=row.event_type, reason=reason)
 
     def tell_interrupted(self, row: Locked, count: int, pause: timedelta, error: Exception) -> None:
-        """Tell that a connection was lost while an event was at work alone."""
+        """Tell that an event was interrupted while it was at work."""
         logger.warning(
-            "consumer of %s: row %s (%s): its connection was lost while it was at work alone, interruption %d, again in"
-            " %.1f s: %s",
+            "consumer of %s: row %s (%s): interrupted while it was at work, interruption %d, again in %.1f s: %s",
             self._service,
             row.id,
             row.event_type,

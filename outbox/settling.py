@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from time import monotonic
 from typing import Final
 
 from outbox.backoff import RetryPolicy, delay
 from outbox.blame import failure_of
-from outbox.exceptions import Discard, Retry, TooManyInterruptionsError
+from outbox.exceptions import Discard, HandlerTimeoutError, Retry, SilentDatabaseError, TooManyInterruptionsError
+from outbox.heartbeat import Witness
 from outbox.isolation import MAX_INTERRUPTIONS
 from outbox.outcomes import News
 from outbox.repository import OutboxRepository
@@ -65,6 +67,7 @@ class Settling:
         parks_key: Callable[[str], bool],
         rand: Callable[[], float],
         wake_relays: Callable[[], None],
+        witness: Witness,
     ) -> None:
         self.contended = ContendedEvents()
         self._repository = repository
@@ -75,6 +78,31 @@ class Settling:
         self._parks_key = parks_key
         self._rand = rand
         self._wake_relays = wake_relays
+        self._witness = witness
+
+    def failed(self, row: Locked, error: Exception, *, is_counted: bool = False) -> None:
+        """Charge an event whose handler failed; where the database's silence made it late, that is an interruption.
+
+        No server is silent so often in a row, but for a handler that makes it so. ``is_counted``: it counts already.
+
+        :raises DatabaseError: the database is away.
+        """
+        silence = self._silence_behind(error)
+        if silence is None:
+            self.charge(row, error)
+        elif not is_counted:
+            self.interrupted(row, silence)
+
+    def hangs(self, row: Locked, *, limit: timedelta) -> bool:
+        """Charge an event whose handler does not return; say whether that is its fault, and not the database's silence.
+
+        :raises DatabaseError: the database is away.
+        """
+        late = HandlerTimeoutError(row.event_type, limit=limit, began=monotonic() - limit.total_seconds())
+        if self._silence_behind(late) is not None:
+            return False  # whoever takes the partition over does this event alone
+        self.charge(row, late)
+        return True
 
     def charge(self, row: Locked, error: Exception) -> None:
         """Have one event come again, or make it dead: its handler failed.
@@ -129,6 +157,13 @@ class Settling:
         pause = timedelta(seconds=min(2 ** (count - 1), _LONGEST_DEFERRAL_S) + self._rand())
         with own_transaction(self._using):
             return self._repository.wait([row.id], until=self._repository.now() + pause)
+
+    def _silence_behind(self, error: Exception) -> SilentDatabaseError | None:
+        """Return what made a handler late that would have been in time, had the database answered at once."""
+        if not isinstance(error, HandlerTimeoutError):
+            return None
+        silent_s = self._witness.silent_s(error.began)
+        return SilentDatabaseError(error, silent_s=silent_s) if silent_s > error.over_s else None
 
     def _bury(self, row: Locked, error: Exception, *, failed_attempts: int = 1) -> None:
         failure = failure_of(error)

@@ -157,7 +157,12 @@ class Watchdog:
 
     def _late(self, slot: Slot, call: Call, caught: BaseException | None) -> HandlerTimeoutError:
         throw_away(slot.databases, depths=dict(zip(call.databases, call.depths, strict=True)))
-        late = HandlerTimeoutError(call.name, limit=timedelta(seconds=call.limit_s))
+        late = HandlerTimeoutError(
+            call.name,
+            limit=timedelta(seconds=call.limit_s),
+            began=call.deadline - call.limit_s,
+            over_s=self._clock() - call.deadline,
+        )
         # Shows where the handler was. Not its cause: the error of a connection that was ended here is no outage.
         late.__context__ = caught
         return late

@@ -59,6 +59,9 @@ class Beginnings:
     def lived_on(self, token: object | None) -> bool:
         return False
 
+    def silent_s(self, since: float) -> float:
+        return 0.0
+
 
 class Bustle:
     """Everybody at once, and what tells afterwards who overtook whom."""

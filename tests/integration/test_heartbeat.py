@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from typing import Any
@@ -18,8 +16,8 @@ from django.db import DatabaseError, OperationalError, connections, transaction
 from outbox.heartbeat import Heartbeat, NullHeartbeat
 from outbox.leases import CONSUMER, RELAY, Presence, Switches
 from outbox.models import ServiceSwitch, Worker
-from tests.chaos.proxy import Proxy
 from tests.factories import database_now
+from tests.proxied import proxied
 from tests.toys import SERVICE
 from tests.transactions import connection_id_of, held_elsewhere, second_connection
 from tests.waiting import wait_until
@@ -230,7 +228,7 @@ def test_witness_does_not_connect_anew_to_answer(alias: str, heartbeat: Open) ->
 def test_frozen_database_is_no_witness_and_stops_nobody(
     alias: str, heartbeat: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with _proxied(alias, monkeypatch) as proxy:
+    with proxied(alias, monkeypatch) as proxy:
         started = heartbeat()
         token = started.token()
         proxy.hold()
@@ -250,7 +248,7 @@ def test_database_that_is_back_finds_the_heartbeat_going_on(
     alias: str, heartbeat: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "outbox.heartbeat_thread")
-    with _proxied(alias, monkeypatch) as proxy:
+    with proxied(alias, monkeypatch) as proxy:
         started = heartbeat(interval=BRISK)
         proxy.hold()
         proxy.cut()
@@ -308,6 +306,7 @@ def test_null_heartbeat_has_the_switches_it_is_given_and_no_witness() -> None:
     assert null.switches.consumer_paused
     assert null.token() is None
     assert not null.lived_on(object())
+    assert null.silent_s(0.0) == 0.0
     null.close()
 
 
@@ -344,21 +343,3 @@ def _kill(alias: str, connection_id: int) -> None:
         else:
             cursor.execute("SELECT PG_TERMINATE_BACKEND(%s)", [connection_id])
     killer.close()
-
-
-@contextmanager
-def _proxied(alias: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Have connections that are opened within the block go through a proxy; the test's own is open already."""
-    connections[alias].ensure_connection()
-    settings = connections[alias].settings_dict
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    proxy = Proxy(port=port, target=int(settings["PORT"]))
-    proxy.start()
-    try:
-        with monkeypatch.context() as patch:
-            patch.setitem(settings, "PORT", port)
-            yield proxy
-    finally:
-        proxy.stop()

@@ -35,6 +35,9 @@ class FakeWitness:
     def lived_on(self, token: object | None) -> bool:
         return token is self and self.lives
 
+    def silent_s(self, since: float) -> float:
+        return 0.0
+
 
 @pytest.fixture
 def witness() -> FakeWitness:

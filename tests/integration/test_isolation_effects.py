@@ -140,7 +140,7 @@ def test_reason_says_how_to_swallow_an_error_and_keep_effects(alias: str, toys: 
 
     see_through(alias, consumer, [row_id])
 
-    assert "`with transaction.atomic(): ...` inside of `try`" in get(alias, row_id).last_error
+    assert "`with transaction.atomic(): ...` in `try`" in get(alias, row_id).last_error
 
 
 def test_handler_that_fails_within_a_block_that_it_never_left_leaves_the_connection_as_it_was(
