@@ -33,7 +33,7 @@ Outcome = Literal["done", "missed", "skipped", "impossible", "broken"]
 _LEAST_GAP_S = 1.0
 """A lane that is late still rests a little."""
 
-_TRIES_S = 10.0
+_TRIES_S = 20.0
 """How long a fault is tried that has nothing to take hold of: the database may be away, and comes back."""
 
 

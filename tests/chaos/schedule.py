@@ -25,8 +25,8 @@ class TimedFault:
 _GAPS_S: Final = {
     "relays": (5.0, 13.0),
     "consumers": (5.0, 13.0),
-    "kafka": (15.0, 25.0),
-    "database": (15.0, 25.0),
+    "kafka": (12.0, 21.0),
+    "database": (12.0, 21.0),
     "kafka-net": (10.0, 22.0),
     "database-net": (10.0, 22.0),
     "sql": (3.0, 8.0),

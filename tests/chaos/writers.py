@@ -21,7 +21,7 @@ _NOISE: Final = random.Random(0).randbytes(50_000).hex()
 TOPIC_LIMIT: Final = 32_768
 
 _WRITERS: Final[dict[str, tuple[float, Kind, dict[str, Any], dict[str, Any]]]] = {
-    "hot": (0.27, "step", {"threads": 3, "keys": 1, "events": 4}, {}),
+    "hot": (0.23, "step", {"threads": 3, "keys": 1, "events": 4}, {}),
     "wide": (0.25, "step", {"threads": 4, "keys": 15, "events": 5}, {}),
     "bulk": (0.15, "bulk", {"threads": 2, "keys": 3, "events": 6}, {}),
     "snapshot": (0.1, "snapshot", {"threads": 2, "keys": 3}, {}),
@@ -30,7 +30,7 @@ _WRITERS: Final[dict[str, tuple[float, Kind, dict[str, Any], dict[str, Any]]]] =
     "discard": (0.04, "bulk", {"threads": 1, "keys": 3, "events": 3}, {"verdict": "discard", "every": 9}),
     "asks-again": (0.03, "bulk", {"threads": 1, "keys": 2}, {"verdict": "retry", "every": 4}),
     "slow": (0.03, "step", {"threads": 1, "keys": 2}, {"sleep_ms": 1500, "every": 8}),
-    "parking": (0.06, "parking", {"threads": 1, "keys": 24}, {"verdict": "discard", "every": 3}),
+    "parking": (0.1, "parking", {"threads": 1, "keys": 24}, {"verdict": "discard", "every": 3}),
     "oversize": (0.005, "step", {"threads": 1, "keys": 2, "events": 1}, {"filler": _NOISE}),
 }
 """Share of the rate, kind of event, shape of the plan, and what the events say to their handlers."""
