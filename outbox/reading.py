@@ -51,8 +51,11 @@ def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[
             rejected.append(Rejection(record, f"it belongs to service {message.service_name!r}"))
         else:
             named = (message.outbox_id, message.event_type)
-            messages.setdefault(named, []).append(record)
-            event_ids.setdefault(named, []).append(message.event_id)
+            if named in messages:
+                messages[named].append(record)
+                event_ids[named].append(message.event_id)
+            else:
+                messages[named], event_ids[named] = [record], [message.event_id]
     return messages, event_ids, rejected
 
 

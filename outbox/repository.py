@@ -106,14 +106,12 @@ class OutboxRepository:
         )
         if not found:
             return Claim([])
-        rows = next(
-            chunks(
-                sorted(found, key=_due_order),
-                lambda row: row[7] if row[7] <= max_length else 0,
-                max_items=limit,
-                max_bytes=max_bytes,
+        rows = sorted(found, key=_due_order)
+        if sum(row[7] for row in rows) > max_bytes:
+            fitting = chunks(
+                rows, lambda row: row[7] if row[7] <= max_length else 0, max_items=limit, max_bytes=max_bytes
             )
-        )
+            rows = next(fitting)
         long = self.payloads_of([row[0] for row in rows if row[3] is None and row[7] <= max_length])
         return Claim(
             rows=sorted(
@@ -122,10 +120,10 @@ class OutboxRepository:
                         row[0],
                         row[1],
                         row[2],
-                        long.get(row[0], _in_bytes(row[3])),
+                        long.get(row[0]) if row[3] is None else _in_bytes(row[3]),
                         row[4],
                         row[8],
-                        _published_for(row[5], row[9], row[10]),
+                        None if row[9] is None else _published_for(row[5], row[9], row[10]),
                     )
                     for row in rows
                 ),
