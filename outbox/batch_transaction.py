@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 
-import msgspec
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
+from msgspec.structs import replace
 
 from outbox.brokers.base import IncomingRecord
 from outbox.call_failures import CallFailedError, Deliveries
@@ -163,7 +164,7 @@ class BatchTransaction:
         plan = make_plan(
             self.live,
             tools.repository.blockers(self.live),
-            read=tools.reader.read if self.portion.announced is None else tools.reader.read_anyway,
+            read=partial(tools.reader.read, is_announced=self.portion.announced is not None),
             parks_key=tools.parks_key,
         )
         tools.writer.defer_blocked(plan, outcome)
@@ -198,7 +199,6 @@ class BatchTransaction:
         if sum(row.payload_length for row in self.live) > self.tools.options.batch_bytes:
             raise TooMuchAtOnce
         long = self.tools.repository.payloads_of([row.id for row in self.live if row.payload is None])
-        replace = msgspec.structs.replace
         self.live = [replace(row, payload=long[row.id]) if row.id in long else row for row in self.live]
 
     def _set_locked_aside(self, missing: set[int], found: dict[int, Locked]) -> None:

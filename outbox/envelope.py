@@ -7,6 +7,7 @@ through as raw bytes: neither relay nor consumer parses it to move it.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -156,6 +157,20 @@ def stated_event_id(event_id: str, *, outbox_id: int) -> str:
     return "" if event_id == str(outbox_id) else event_id
 
 
+@lru_cache(maxsize=1024)
+def _headers_of_type(event_type: str, event_version: str, service: str, installation: str) -> Headers:
+    return (
+        (INSTALLATION_HEADER, installation.encode()),
+        ("event_type", event_type.encode()),
+        ("event_version", event_version.encode()),
+        ("service_name", service.encode()),
+        ("content-type", b"application/json"),
+        ("ce_specversion", b"1.0"),
+        ("ce_type", event_type.encode()),
+        ("ce_source", f"/outbox/{service}".encode()),
+    )
+
+
 def headers_of(
     envelope: Envelope, *, service: str, installation: str, traceparent: str = "", by_reference: bool = False
 ) -> Headers:
@@ -163,18 +178,11 @@ def headers_of(
 
     Source: CloudEvents 1.0, "Kafka Protocol Binding", 3.2 (``ce_`` prefix, ``content-type``).
     """
-    event_id, event_type = envelope.event_id.encode(), envelope.event_type.encode()
+    event_id = envelope.event_id.encode()
     headers = [
-        (INSTALLATION_HEADER, installation.encode()),
+        *_headers_of_type(envelope.event_type, envelope.event_version, service, installation),
         ("event_id", event_id),
-        ("event_type", event_type),
-        ("event_version", envelope.event_version.encode()),
-        ("service_name", service.encode()),
-        ("content-type", b"application/json"),
-        ("ce_specversion", b"1.0"),
         ("ce_id", event_id),
-        ("ce_type", event_type),
-        ("ce_source", f"/outbox/{service}".encode()),
     ]
     if envelope.aggregate_id:
         headers.append(("ce_subject", envelope.aggregate_id.encode()))

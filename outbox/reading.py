@@ -100,20 +100,13 @@ class RowReader:
                 others.append(Rejection(record, f"{reason} {_shown(event_id)}: it is of an earlier row with that id"))
         return own, others
 
-    def read(self, row: Locked) -> Readable:
-        """Return a row as its handler sees it.
+    def read(self, row: Locked, *, is_announced: bool = False) -> Readable:
+        """Return a row as its handler sees it. ``is_announced``: its last try is, however often it was interrupted.
 
         :raises UnreadableError: it can never be handled, as far as this deployment knows.
         """
-        if row.interruptions >= MAX_INTERRUPTIONS:
+        if row.interruptions >= MAX_INTERRUPTIONS and not is_announced:
             raise TooManyInterruptionsError(row.interruptions)
-        return self.read_anyway(row)
-
-    def read_anyway(self, row: Locked) -> Readable:
-        """Return a row as its handler sees it, however often it was interrupted: its last try has been announced.
-
-        :raises UnreadableError: it can never be handled, as far as this deployment knows.
-        """
         repository = self.repository
         stored = repository.payload_of(row.id) if row.payload is None else row.payload
         envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type, event_id=row.event_id)

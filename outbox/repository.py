@@ -92,15 +92,12 @@ class OutboxRepository:
         committed late lie before it, so a caller starts from the oldest again and again.
         """
         search, length = self._searches, self._length_of("m.payload")
-        redelivered = "m.next_retry_at < m.updated_at"  # nearly: _published_for looks closer
         due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
         found = self._fetch(
             "SELECT m.id, m.event_type, m.message_key,"
             f" CASE WHEN {length} <= %s THEN {self._sql.bytes_of.format('m.payload')} END, m.traceparent,"
             f" {self._sql.exact.format(self._sql.dated.format('m.next_retry_at'))},"
-            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id,"
-            f" CASE WHEN {redelivered} THEN {self._sql.exact.format(self._sql.dated.format('m.published_at'))} END,"
-            f" CASE WHEN {redelivered} THEN {self._sql.exact.format(self._sql.dated.format('m.updated_at'))} END"
+            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id, m.next_retry_at < m.updated_at"
             f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
             [min(max_length, max_bytes // limit), *parameters],
         )
@@ -113,6 +110,7 @@ class OutboxRepository:
             )
             rows = next(fitting)
         long = self.payloads_of([row[0] for row in rows if row[3] is None and row[7] <= max_length])
+        published_for = self._published_for([row[0] for row in rows if row[9]])
         return Claim(
             rows=sorted(
                 (
@@ -123,7 +121,7 @@ class OutboxRepository:
                         long.get(row[0]) if row[3] is None else _in_bytes(row[3]),
                         row[4],
                         row[8],
-                        None if row[9] is None else _published_for(row[5], row[9], row[10]),
+                        published_for.get(row[0]) if row[9] else None,
                     )
                     for row in rows
                 ),
@@ -141,6 +139,18 @@ class OutboxRepository:
         payload = self._sql.bytes_of.format("payload")
         found = self._fetch(f"SELECT id, {payload} FROM {self._table} WHERE id IN ({id_list(ids)})")
         return {row_id: _in_bytes(stored) or b"" for row_id, stored in found}
+
+    def _published_for(self, ids: Collection[int]) -> dict[int, timedelta]:
+        """Return how long those of ``ids`` were published that ``redeliver`` moved."""
+        if not ids:
+            return {}
+        times = ", ".join(map(self._sql.dated.format, ("next_retry_at", "published_at", "updated_at")))
+        found = {}
+        for row_id, *moments in self._fetch(f"SELECT id, {times} FROM {self._table} WHERE id IN ({id_list(ids)})"):
+            due, published, changed = map(moment_of, moments)
+            if due is not None and published is not None and changed is not None and changed - due >= _DUE_BEFORE:
+                found[row_id] = due - published
+        return found
 
     def payload_of(self, row_id: int) -> bytes:
         """Return the payload column of one row, however long; nothing when it is NULL or the row is gone."""
@@ -214,7 +224,10 @@ class OutboxRepository:
             f" ORDER BY id{self._sql.skip_locked}",
             [*lifecycle.UNFINISHED, max_length, *lifecycle.UNFINISHED],
         )
-        return [Locked(*(*row[:7], bool(row[7]), row[8], _in_bytes(row[9]), *row[10:])) for row in found]
+        return [
+            Locked(a, b, c, d, e, f, g, bool(due), trace, _in_bytes(payload), size, interruptions, event_id)
+            for a, b, c, d, e, f, g, due, trace, payload, size, interruptions, event_id in found
+        ]
 
     def existing(self, ids: Collection[int]) -> dict[int, Identity]:
         """Return what those of ``ids`` are that have a row, by a plain read that waits for nobody."""
@@ -548,16 +561,6 @@ def _time_since(value: Any, now: Any) -> timedelta:
     """Return the time from a column's moment until ``now``; without one it is for ever."""
     moment = moment_of(value)
     return timedelta.max if moment is None else from_db(now) - moment
-
-
-def _published_for(due_at: Any, published_at: Any, updated_at: Any) -> timedelta | None:
-    """Return how long a row was published that ``redeliver`` moved; None for any other."""
-    if published_at is None or updated_at is None:
-        return None
-    due, published, changed = moment_of(due_at), moment_of(published_at), moment_of(updated_at)
-    if due is None or published is None or changed is None or changed - due < _DUE_BEFORE:
-        return None
-    return due - published
 
 
 def _is_before(value: Any, limit: datetime, *, unknown: bool = False) -> bool:

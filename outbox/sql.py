@@ -112,8 +112,11 @@ def placeholders(values: Iterable[object]) -> str:
 
 
 def id_list(ids: Iterable[int]) -> str:
-    """Return ``1, 2, …``: ids as literals, which spares the driver the quoting of hundreds of parameters."""
-    return ", ".join(str(int(each)) for each in ids)
+    """Return ``1, 2, …``: ids as literals, which spares the driver the quoting of hundreds of parameters.
+
+    :raises TypeError: one of them is no ``int``.
+    """
+    return ", ".join(map(int.__repr__, ids))
 
 
 def storable(text: str, max_length: int | None = None) -> str:

@@ -53,6 +53,10 @@ _KNOWN_LENGTHS: Final = 1 << 13
 _KNOWN_NAMES: Final = 1 << 10
 """Header names that are kept: ours are about ten, and a stranger's must not fill the memory."""
 
+_KNOWN_PAIRS: Final = 1 << 11
+_KEPT_BYTES: Final = 256
+"""So many headers are kept encoded, none longer than this."""
+
 _TIMES: Final = (int, type(None))
 
 _parts_of: Final = attrgetter(
@@ -84,8 +88,24 @@ class _Names(dict[str, bytes]):
         return encoded
 
 
+class _Pairs(dict[tuple[str, bytes], bytes]):
+    """Headers as a record holds them. Most come with each record; when the others have filled this, it is emptied."""
+
+    def __missing__(self, header: tuple[str, bytes]) -> bytes:
+        name, content = header
+        if type(content) is not bytes or type(header) is not tuple:
+            raise TypeError(header)
+        encoded = b"%b%b%b" % (_names[name], _varints[len(content)], content)
+        if len(encoded) <= _KEPT_BYTES:
+            if len(self) >= _KNOWN_PAIRS:
+                self.clear()
+            self[header] = encoded
+        return encoded
+
+
 _varints: Final = _Varints()
 _names: Final = _Names()
+_pairs: Final = _Pairs()
 
 
 class EncodedRecord:
@@ -118,13 +138,8 @@ def encode(key: bytes, value: bytes, headers: Headers) -> EncodedRecord:
     """
     if type(key) is not bytes or type(value) is not bytes:
         raise TypeError(key, value)
-    parts = [_varints[len(key)], key, _varints[len(value)], value, _varints[len(headers)]]
-    for header in headers:
-        name, content = header
-        if type(content) is not bytes or type(header) is not tuple:
-            raise TypeError(header)
-        parts += (_names[name], _varints[len(content)], content)
-    return EncodedRecord(b"".join(parts), headers)
+    start = (_varints[len(key)], key, _varints[len(value)], value, _varints[len(headers)])
+    return EncodedRecord(b"".join((*start, *map(_pairs.__getitem__, headers))), headers)
 
 
 class BatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc] # the client has no types

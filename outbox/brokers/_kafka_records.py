@@ -71,8 +71,12 @@ class PackedHeaders:
     def get(self, name: str) -> bytes | None:
         """Return the first value of a header, None where there is none; what is behind it is not read."""
         packed, front = self._packed, _packed_name(name)
-        if self._count and packed.startswith(front) and (value := _short_value(packed, len(front))) is not None:
-            return value  # in a tenth of the time of what follows
+        if packed.startswith(front) and self._count:
+            at = len(front)
+            twice = packed[at] if at < len(packed) else 1
+            end = at + 1 + twice // 2
+            if not twice & 0x81 and end <= len(packed):  # zigzag: even, below 128 is one byte
+                return packed[at + 1 : end]  # in a tenth of the time of what follows
         wanted, at = name.encode(), 0
         try:
             for _ in range(self._count):
@@ -107,14 +111,6 @@ def _packed_name(name: str) -> bytes:
     packed = bytearray()
     encode_varint(len(name.encode()), packed.append)
     return bytes(packed) + name.encode()
-
-
-def _short_value(packed: bytes, at: int) -> bytes | None:
-    """Return the value at ``at`` if all of it is there and its length is one byte (zigzag: even, below 128)."""
-    if at >= len(packed) or (twice := packed[at]) & 0x81:
-        return None
-    end = at + 1 + twice // 2
-    return packed[at + 1 : end] if end <= len(packed) else None
 
 
 def _read_bytes(buffer: Any, at: int) -> tuple[bytes | None, int]:

@@ -169,11 +169,14 @@ def test_batches_of_our_client_are_ours_and_no_other() -> None:
 def test_memory_for_names_and_lengths_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "_names", encoding._Names())
     monkeypatch.setattr(encoding, "_varints", encoding._Varints())
+    monkeypatch.setattr(encoding, "_pairs", encoding._Pairs())
     for number in range(20_000):
         named = [(f"x-{number}", b"")]
         assert encoding.encode(b"", b"v" * number, tuple(named)).content.endswith(f"x-{number}".encode() + b"\x00")
     assert len(encoding._names) == 1 << 10
     assert len(encoding._varints) <= 1 << 13
+    assert len(encoding._pairs) <= 1 << 11
+    assert all(len(each) <= 256 for each in encoding._pairs.values())
 
 
 # --- what send does besides ------------------------------------------------------------------------------------------
