@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from django.db import connections
 
-from outbox.sql import dialect_of, to_db
+from outbox.storage.dialects import dialect_of, to_db
 
 MAX_ROWS: Final = 500
 MAX_CHARACTERS: Final = 2 * 1024 * 1024

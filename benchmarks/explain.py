@@ -22,7 +22,7 @@ django.setup()
 from django.core.management import call_command  # noqa: E402
 
 from benchmarks import plans  # noqa: E402
-from outbox.catalog import repository_of  # noqa: E402
+from outbox.registry.catalog import repository_of  # noqa: E402
 
 _SHOWN: Final = ("select_type", "table", "type", "key", "key_len", "rows", "Extra", "QUERY PLAN")
 

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from django.db import connections, transaction
 
-from outbox import statistics
+from outbox.declarations.routes import ServiceRoute
 from outbox.fields import SHARD_COUNT
-from outbox.repository import OutboxRepository
-from outbox.routes import ServiceRoute
+from outbox.operations import statistics
+from outbox.storage.repository import OutboxRepository
 
 Query = Callable[[OutboxRepository], object]
 

@@ -30,7 +30,7 @@ from agent_events.agent.events import (  # noqa: E402
 )
 from agent_events.agent.models import AgentTimelineEvent  # noqa: E402
 from outbox import publish, publish_many  # noqa: E402
-from outbox.shutdown import StopFlag, stop_on_signals  # noqa: E402
+from outbox.coordination.shutdown import StopFlag, stop_on_signals  # noqa: E402
 
 CONVERSATIONS: Final = 5_000
 _BATCH: Final = 100

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from outbox.backoff import RetryPolicy
-from outbox.contracts import OnDead, event, upcasts
+from outbox.declarations.backoff import RetryPolicy
+from outbox.declarations.contracts import OnDead, event, upcasts
+from outbox.declarations.handlers import Delivery, handles
 from outbox.exceptions import Discard, FieldError, Retry
-from outbox.handlers import Delivery, handles
 
 if TYPE_CHECKING:
-    from outbox.bus import publish, publish_many
+    from outbox.publishing import publish, publish_many
 
 __all__ = [
     "Delivery",
@@ -34,7 +34,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the publishing side on first use: it needs Django's app registry, which is not ready at import."""
     if name in {"publish", "publish_many"}:
-        from outbox import bus  # noqa: PLC0415
+        from outbox import publishing as bus  # noqa: PLC0415
 
         return getattr(bus, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

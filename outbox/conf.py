@@ -12,7 +12,7 @@ import msgspec
 from django.conf import settings
 from django.core.signals import setting_changed
 
-from outbox.backoff import RetryPolicy
+from outbox.declarations.backoff import RetryPolicy
 from outbox.exceptions import ConfigurationError
 
 PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=2_147_483_647)]

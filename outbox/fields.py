@@ -10,8 +10,6 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import ExpressionWrapper
 from django.db.models.sql.compiler import SQLCompiler
 
-from outbox.sql import dialect_of
-
 SHARD_COUNT: Final = 16
 """Keys hash to this many shards: the most relays (and table-broker consumers) that can share one service.
 
@@ -103,6 +101,16 @@ class KeyField(models.CharField):  # type: ignore[type-arg]  # not subscriptable
         return parameters
 
 
+DATED: Final = {
+    # A zero date is no value that a strict server lets be assigned or compared with: not even a column's to itself.
+    "mysql": "CASE WHEN MONTH({0}) * DAYOFMONTH({0}) > 0 THEN {0} END",
+    # The driver has no datetime for infinity, nor for years before 1 and after 9999.
+    "postgresql": "CASE WHEN {0} BETWEEN '0001-01-02' AND '9999-12-30' THEN {0} END",
+    "sqlite": "CASE WHEN DATETIME({0}) >= '0001' THEN CAST({0} AS TEXT) END",
+}
+"""A column of times, NULL where it holds what is no time."""
+
+
 class MomentField(models.DateTimeField):  # type: ignore[type-arg]  # not subscriptable at run time
     """A time that other software may have written as none: a zero date, infinity, the year 44 BC. It is read as None.
 
@@ -115,7 +123,7 @@ class MomentField(models.DateTimeField):  # type: ignore[type-arg]  # not subscr
 
     def select_format(self, compiler: SQLCompiler, sql: str, params: Any) -> tuple[str, Any]:
         """Return the column as it is selected: a driver fails over what it has no datetime for."""
-        dated = dialect_of(compiler.connection).dated
+        dated = DATED[compiler.connection.vendor]
         return dated.format(sql), tuple(params) * dated.count("{0}")
 
 

@@ -20,11 +20,11 @@ from typing import ClassVar, Final
 from django.db import models
 
 from outbox.conf import ServiceOptions, outbox_settings
-from outbox.envelope import EVENT_ID_MAX_LENGTH
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import ConfigurationError
 from outbox.fields import KeyField, MomentField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
-from outbox.routes import ServiceRoute
+from outbox.wire.envelope import EVENT_ID_MAX_LENGTH
 
 WORKER_PARTITIONS_MAX_LENGTH: Final = 2000
 INSTALLATION_MAX_LENGTH: Final = 64
@@ -56,7 +56,7 @@ def outbox_table(service: str) -> str:
 
 
 class OutboxMessage(models.Model):
-    """One event on its way. Written by ``outbox.repository`` only."""
+    """One event on its way. Written by ``outbox.storage.repository`` only."""
 
     service: ClassVar[str]
 

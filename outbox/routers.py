@@ -9,8 +9,8 @@ from typing import Any
 
 from django.db.models import Model
 
-from outbox.catalog import service_models
 from outbox.models import service_route
+from outbox.registry.catalog import service_models
 
 
 class ServiceRouter:

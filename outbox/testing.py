@@ -34,20 +34,20 @@ from django.db.models import QuerySet
 
 from outbox import signals
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import repository_of, service_models
 from outbox.conf import outbox_settings
-from outbox.contracts import contracts
-from outbox.envelope import decode_envelope
+from outbox.consumer.watchdog import Watchdog
+from outbox.coordination.leases import ShardLeases, Switches
+from outbox.declarations.contracts import contracts
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
 from outbox.fields import SHARD_COUNT
-from outbox.leases import ShardLeases, Switches
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
-from outbox.policies import EventPolicies
-from outbox.relay import Relay
-from outbox.routes import ServiceRoute
-from outbox.watchdog import Watchdog
-from outbox.workers import build_consumer, routes_of
+from outbox.registry.catalog import repository_of, service_models
+from outbox.registry.policies import EventPolicies
+from outbox.relay.loop import Relay
+from outbox.wire.envelope import decode_envelope
+from outbox.workers.build import build_consumer, routes_of
 
 P = TypeVar("P", bound=msgspec.Struct)
 

@@ -202,8 +202,8 @@ def _create_toy_table(alias: str) -> None:
 def _empty(alias: str) -> None:
     from django.db import connections, transaction
 
-    from outbox.catalog import service_models
     from outbox.models import Installation, RejectedRecord, ServiceSwitch, ShardLease, Worker
+    from outbox.registry.catalog import service_models
     from tests.toys import ToyEffect
 
     connection = connections[alias]

@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from outbox.brokers.base import IncomingRecord, Subscription
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
 from tests.factories import records_of, rows
 from tests.waiting import wait_until

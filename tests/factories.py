@@ -11,25 +11,25 @@ import msgspec
 from django.db import connections, transaction
 
 from agent_events.agent.models import AgentOutboxMessage
-from outbox.backoff import RetryPolicy
 from outbox.brokers.base import Broker, IncomingRecord, Subscription
-from outbox.catalog import repository_of
 from outbox.conf import ConsumerOptions, RelayOptions
-from outbox.consumer import Consumer
-from outbox.envelope import Envelope, encode_envelope, encode_message
-from outbox.handling import BatchHandling
-from outbox.heartbeat import Heartbeat, NullHeartbeat, Witness
-from outbox.leases import CONSUMER, RELAY, Presence, ShardLeases
+from outbox.consumer.handling import BatchHandling
+from outbox.consumer.loop import Consumer
+from outbox.consumer.takeovers import Takeovers
+from outbox.consumer.watchdog import Watchdog
+from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat, Witness
+from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases
+from outbox.coordination.wakeups import WakeUpSocket
+from outbox.declarations.backoff import RetryPolicy
 from outbox.lifecycle import Status
-from outbox.marks import Hand
 from outbox.models import ShardLease, Worker
-from outbox.rejections import RejectionStore
-from outbox.relay import Relay
-from outbox.repository import OutboxRepository
-from outbox.sql import dialect_of, from_db
-from outbox.takeovers import Takeovers
-from outbox.wakeups import WakeUpSocket
-from outbox.watchdog import Watchdog
+from outbox.registry.catalog import repository_of
+from outbox.relay.confirmations import Hand
+from outbox.relay.loop import Relay
+from outbox.storage.dialects import dialect_of, from_db
+from outbox.storage.rejections import RejectionStore
+from outbox.storage.repository import OutboxRepository
+from outbox.wire.envelope import Envelope, encode_envelope, encode_message
 from tests.toys import NOTE, SERVICE, ManualClock, Toys
 
 TABLE = "agent_outbox_messages"

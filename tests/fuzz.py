@@ -15,7 +15,7 @@ import msgspec
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
 from outbox.exceptions import PayloadError
 from tests.unit.test_service_contracts import EVENTS, MOMENT
 

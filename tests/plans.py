@@ -6,10 +6,10 @@ from typing import Final
 
 import msgspec
 
+from outbox.consumer.planning import Readable
+from outbox.declarations.handlers import Delivery, Handler
 from outbox.exceptions import UnreadableError
-from outbox.handlers import Delivery, Handler
-from outbox.planning import Readable
-from outbox.rows import Locked
+from outbox.storage.rows import Locked
 
 SINGLE, OTHER, BATCH = (Handler(lambda _given: None, batch) for batch in (False, False, True))
 HANDLERS: Final = {"single": SINGLE, "other": OTHER, "batch": BATCH}

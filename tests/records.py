@@ -21,8 +21,8 @@ from django.db.models import QuerySet
 from django.test.utils import CaptureQueriesContext
 
 from outbox import Delivery
-from outbox.contracts import contracts
-from outbox.handlers import handlers
+from outbox.declarations.contracts import contracts
+from outbox.declarations.handlers import handlers
 from outbox.models import OutboxMessage
 from tests.waiting import wait_until
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from outbox.brokers.memory import MemoryBroker
-from outbox.envelope import decode_message
-from outbox.relay import Relay
+from outbox.relay.loop import Relay
+from outbox.wire.envelope import decode_message
 from tests import factories
 
 TOPIC = "smartflow.agent.outbox"

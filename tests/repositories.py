@@ -10,8 +10,8 @@ from django.db import transaction
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox.lifecycle import Status
-from outbox.repository import OutboxRepository
-from outbox.rows import Failure, Locked, NewRow
+from outbox.storage.repository import OutboxRepository
+from outbox.storage.rows import Failure, Locked, NewRow
 from tests.factories import database_now, row
 from tests.toys import NOTE
 

@@ -16,10 +16,10 @@ import msgspec
 from django.db import connections, models
 
 from outbox import Delivery, OnDead, RetryPolicy, event, handles, upcasts
-from outbox.contracts import ContractRegistry
+from outbox.coordination.shutdown import StopFlag
+from outbox.declarations.contracts import ContractRegistry
+from outbox.declarations.handlers import HandlerRegistry
 from outbox.fields import KeyField
-from outbox.handlers import HandlerRegistry
-from outbox.shutdown import StopFlag
 
 SERVICE = "agent"
 

@@ -13,11 +13,11 @@ from django.db import transaction
 from agent_events.active_scheduler import triggers
 from agent_events.active_scheduler.events import ActiveScheduleTriggered
 from outbox import signals
-from outbox.catalog import repository_of
-from outbox.contracts import contracts
-from outbox.envelope import Envelope, decode_envelope
+from outbox.declarations.contracts import contracts
 from outbox.exceptions import EnvelopeError, UnreadableError
 from outbox.log_text import get_logger
+from outbox.registry.catalog import repository_of
+from outbox.wire.envelope import Envelope, decode_envelope
 
 logger = get_logger(__name__)
 

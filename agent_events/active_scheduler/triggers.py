@@ -12,7 +12,7 @@ from django.db.models import QuerySet
 from agent_events.active_scheduler.events import ActiveScheduleTriggered
 from agent_events.active_scheduler.models import FINAL_STATUSES, ActiveScheduleTrigger, TriggerStatus
 from outbox.fields import UtcNow
-from outbox.sql import storable
+from outbox.storage.dialects import storable
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 

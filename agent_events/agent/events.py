@@ -12,9 +12,9 @@ from django.utils import timezone
 
 from agent_events.payload_types import ConversationId, Int64, Moment, Name, Tokens, UserId, check_storable
 from outbox import event, publish
-from outbox.bus import publishing_enabled
 from outbox.log_text import get_logger
 from outbox.models import service_route
+from outbox.publishing import publishing_enabled
 
 logger = get_logger(__name__)
 

@@ -27,10 +27,10 @@ from benchmarks.tables import TABLE  # noqa: E402
 from benchmarks.writers import snapshot  # noqa: E402
 from outbox import Delivery, publish_many  # noqa: E402
 from outbox.brokers.base import IncomingRecord  # noqa: E402
-from outbox.consumer import Consumer  # noqa: E402
-from outbox.envelope import decode_envelope, encode_message  # noqa: E402
-from outbox.handlers import handlers  # noqa: E402
-from outbox.workers import build_consumer, open_broker, routes_of  # noqa: E402
+from outbox.consumer.loop import Consumer  # noqa: E402
+from outbox.declarations.handlers import handlers  # noqa: E402
+from outbox.wire.envelope import decode_envelope, encode_message  # noqa: E402
+from outbox.workers.build import build_consumer, open_broker, routes_of  # noqa: E402
 
 _BATCH = 500
 _TOPIC = "batches"

@@ -22,9 +22,9 @@ from benchmarks.speed.sessions import Session, counted  # noqa: E402
 from benchmarks.tables import TABLE  # noqa: E402
 from benchmarks.writers import CONVERSATIONS, snapshot  # noqa: E402
 from outbox import publish_many, signals  # noqa: E402
-from outbox.marks import OwnHand  # noqa: E402
-from outbox.shutdown import StopFlag  # noqa: E402
-from outbox.workers import build_consumer, build_relay, open_broker, routes_of, topic_is_drained  # noqa: E402
+from outbox.coordination.shutdown import StopFlag  # noqa: E402
+from outbox.relay.confirmations import OwnHand  # noqa: E402
+from outbox.workers.build import build_consumer, build_relay, open_broker, routes_of, topic_is_drained  # noqa: E402
 
 _MANY = 1_000
 

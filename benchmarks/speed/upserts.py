@@ -11,7 +11,7 @@ from django.core.management import call_command  # noqa: E402
 from agent_events.agent.events import AgentStateSnapshot  # noqa: E402
 from agent_events.agent.snapshots import Snapshot, save  # noqa: E402
 from outbox import Delivery  # noqa: E402
-from outbox.handlers import handlers  # noqa: E402
+from outbox.declarations.handlers import handlers  # noqa: E402
 
 EVENT_TYPE = "agent.state.snapshot.persist"
 

@@ -1,4 +1,4 @@
-"""The Django admin of the outbox: pages for an operator. Rows are read-only; actions call ``outbox.repository``.
+"""The Django admin of the outbox: pages for an operator. Rows are read-only.
 
 Who may see and do what: ``outbox.admin.access``. Why the pages stay fast on large tables: ``outbox.admin.paging`` and
 ``outbox.admin.filters``. A service's app registers its outbox model with ``OutboxMessageAdmin`` and

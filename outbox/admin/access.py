@@ -20,7 +20,7 @@ from django.core.exceptions import PermissionDenied
 from django.db.models import Model
 from django.http import HttpRequest
 
-from outbox.catalog import service_models
+from outbox.registry.catalog import service_models
 
 REPLAY: Final = "outbox.replay_outbox"
 PAYLOAD: Final = "outbox.view_outbox_payload"

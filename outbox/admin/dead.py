@@ -24,7 +24,7 @@ from outbox.admin.pages import DeadEvent, Pager, StandalonePage, rows_of
 from outbox.admin.paging import read_page
 from outbox.admin.rendering import PREVIEW_CHARACTERS, Shown, shown_json
 from outbox.admin.selection import Selection, count, outcome, read_selection, write_selection
-from outbox.catalog import route_registry, service_models
+from outbox.registry.catalog import route_registry, service_models
 
 PAGE_SIZE: Final = 25
 AT_ONCE: Final = 1_000

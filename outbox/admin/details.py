@@ -15,11 +15,11 @@ from django.db.models.sql.compiler import SQLCompiler
 from outbox.admin.lines import LIST_COLUMNS, MessageLine, message_line
 from outbox.admin.pages import rows_of
 from outbox.admin.rendering import SHOWN_CHARACTERS, Moment, Shown, moment, shown_json, size_text, visible
-from outbox.catalog import route_registry
-from outbox.isolation import MAX_INTERRUPTIONS
+from outbox.consumer.isolation import MAX_INTERRUPTIONS
+from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import UNFINISHED, Status
 from outbox.models import OutboxMessage
-from outbox.routes import ServiceRoute
+from outbox.registry.catalog import route_registry
 
 _WAITING_CAP: Final = 1_000
 _TRACEBACK_CHARACTERS: Final = 64 * 1024

@@ -12,14 +12,14 @@ from outbox.admin import operations
 from outbox.admin.details import OctetLength
 from outbox.admin.pages import rows_of
 from outbox.admin.rendering import size_text, visible
-from outbox.bus import encode_stored
-from outbox.contracts import EventContract, contracts
-from outbox.envelope import decode_envelope
+from outbox.declarations.contracts import EventContract, contracts
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import EnvelopeError, InvalidEventError, OutboxError, PayloadError, UnknownEventTypeError
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
-from outbox.nesting import TOO_DEEP, is_nested_too_deep
-from outbox.routes import ServiceRoute
+from outbox.publishing import encode_stored
+from outbox.wire.envelope import decode_envelope
+from outbox.wire.nesting import TOO_DEEP, is_nested_too_deep
 
 EDITABLE_BYTES: Final = 1024 * 1024
 """A larger payload is no text to edit by hand, and Django refuses forms above ``DATA_UPLOAD_MAX_MEMORY_SIZE``."""

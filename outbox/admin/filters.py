@@ -19,9 +19,9 @@ from typing import Final
 from django.http import HttpRequest
 
 from outbox.admin.scans import WINDOW, Condition, IndexScan
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
+from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
-from outbox.routes import ServiceRoute
 
 OPEN: Final = "open"
 GIVEN_UP: Final = "given-up"

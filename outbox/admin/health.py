@@ -10,7 +10,7 @@ from typing import Final
 
 from outbox.admin.rendering import age_text, visible
 from outbox.lifecycle import Status
-from outbox.statistics import ServiceStatus
+from outbox.operations.statistics import ServiceStatus
 
 SLOW_AFTER: Final = timedelta(minutes=1)
 STUCK_AFTER: Final = timedelta(minutes=10)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from outbox.admin.filters import OPEN, DeadFilter
 from outbox.admin.pages import rows_of
 from outbox.admin.paging import Gap
-from outbox.catalog import service_models
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
+from outbox.registry.catalog import service_models
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from django.contrib.admin import AdminSite
 
 from outbox.admin.pages import model_url, rows_of
 from outbox.admin.rendering import Moment, first_line, moment, visible
-from outbox.catalog import route_registry
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
+from outbox.registry.catalog import route_registry
 
 LIST_COLUMNS = (
     "id",

@@ -29,10 +29,10 @@ from outbox.admin.lines import load, message_lines
 from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
 from outbox.admin.rendering import visible
 from outbox.admin.row_ids import read_row_id
-from outbox.catalog import route_registry
+from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
-from outbox.routes import ServiceRoute
+from outbox.registry.catalog import route_registry
 
 PAGE_SIZE: Final = 50
 

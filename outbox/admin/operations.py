@@ -21,15 +21,15 @@ from django.http import HttpRequest
 from outbox import signals
 from outbox.admin.pages import rows_of
 from outbox.admin.rendering import visible
-from outbox.catalog import repository_of, service_models
-from outbox.database_errors import ErrorKind, kind_of
+from outbox.coordination.database_errors import ErrorKind, kind_of
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
 from outbox.fields import UtcNow
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage, RejectedRecord, ServiceSwitch
-from outbox.rejections import RejectionStore
-from outbox.routes import ServiceRoute
-from outbox.sql import storable
+from outbox.registry.catalog import repository_of, service_models
+from outbox.storage.dialects import storable
+from outbox.storage.rejections import RejectionStore
 
 RELAY_PART: Final = "relay"
 CONSUMER_PART: Final = "consumer"

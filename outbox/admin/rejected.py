@@ -23,8 +23,8 @@ from outbox.admin.rendering import Moment, Shown, first_line, moment, shown_byte
 from outbox.admin.row_ids import read_row_id
 from outbox.admin.scans import Condition, IndexScan
 from outbox.admin.selection import count, outcome, read_selection
-from outbox.catalog import route_registry
 from outbox.models import RejectedRecord
+from outbox.registry.catalog import route_registry
 
 PAGE_SIZE: Final = 50
 _LARGE_COLUMNS: Final = ("key", "value", "headers")

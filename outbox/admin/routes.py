@@ -18,13 +18,13 @@ from outbox.admin.access import demand, may_operate, visible_services
 from outbox.admin.health import Problem, Severity, problems_of, worst
 from outbox.admin.pages import DeadEvent, Route, StandalonePage, model_url
 from outbox.admin.rendering import age_text, moment, visible
-from outbox.catalog import route_registry, service_models
 from outbox.conf import outbox_settings
-from outbox.lag import LagReport, lag_report
+from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch
-from outbox.routes import ServiceRoute
-from outbox.statistics import ServiceStatus, WorkerStatus, service_status
+from outbox.operations.statistics import ServiceStatus, WorkerStatus, service_status
+from outbox.registry.catalog import route_registry, service_models
+from outbox.workers.lag import LagReport, lag_report
 
 _PARTS: Final = {operations.RELAY_PART: "relay", operations.CONSUMER_PART: "consumer"}
 

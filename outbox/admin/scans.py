@@ -16,7 +16,7 @@ from typing import Any, Final
 from django.db import connections
 
 from outbox.admin.paging import LATE, Found, Gap, Position, Slice
-from outbox.sql import dialect_of, from_db, moment_of, to_db
+from outbox.storage.dialects import dialect_of, from_db, moment_of, to_db
 
 WINDOW: Final = 10_000
 """Rows that one scan looks at when it has filters. Looking one up costs some microseconds."""

@@ -11,7 +11,7 @@ from outbox.brokers.base import Broker
 from outbox.exceptions import ConfigurationError
 
 BACKENDS: Final[Mapping[str, str]] = {
-    "kafka": "outbox.brokers.kafka.KafkaBroker",
+    "kafka": "outbox.brokers.kafka.broker.KafkaBroker",
     "table": "outbox.brokers.table.TableBroker",
     "memory": "outbox.brokers.memory.MemoryBroker",
 }

@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from outbox.brokers.base import IncomingRecord, assignment_numbers
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import LostSubscriptionError
-from outbox.routes import ServiceRoute
 
 if TYPE_CHECKING:
     from outbox.brokers.memory import MemoryBroker

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 
 import msgspec
 
-from outbox.envelope import Headers
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
+from outbox.wire.envelope import Headers
 
 assignment_numbers: Final[Iterator[int]] = itertools.count(1)
 """One for each time that a partition comes to a member, whichever subscription of this process it is."""

@@ -23,9 +23,9 @@ from outbox.brokers.base import (
     SendReport,
     TopicState,
 )
-from outbox.envelope import Headers
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError
-from outbox.routes import ServiceRoute
+from outbox.wire.envelope import Headers
 
 Refuses = Callable[[OutgoingRecord], str | None]
 

@@ -25,9 +25,9 @@ from outbox.brokers.base import (
     Subscription,
     TopicState,
 )
-from outbox.envelope import Envelope, encode_message
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerError, LostSubscriptionError
-from outbox.routes import ServiceRoute
+from outbox.wire.envelope import Envelope, encode_message
 
 _POLL_FLOOR_S = 0.01
 _POLL_CAP_S = 0.2

@@ -12,7 +12,7 @@ from outbox.brokers import BACKENDS, load_backend
 from outbox.brokers.base import Broker
 from outbox.checks.options import SETTING, configured
 from outbox.conf import OutboxSettings
-from outbox.workers import open_broker
+from outbox.workers.build import open_broker
 
 _KAFKA_RECORD_BYTES: Final = 1_048_576
 """What Kafka's producer takes unless ``max_request_size`` says otherwise."""
@@ -75,13 +75,13 @@ def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[Che
 def _codecs(backend: type[Broker]) -> Iterator[CheckMessage]:
     if _path(backend) != BACKENDS["kafka"]:
         return
-    from outbox.brokers import _kafka_codecs  # noqa: PLC0415 - the client may not be installed with other backends
+    from outbox.brokers.kafka import codecs as kafka_codecs  # noqa: PLC0415 - the client may not be installed with other backends
 
-    if missing := _kafka_codecs.missing():
+    if missing := kafka_codecs.missing():
         yield CheckWarning(
             f"BROKER: no library for {', '.join(missing)} is installed: a consumer stops at the first record that "
             "another client compresses so.",
-            hint=f"Run {_kafka_codecs.how_to_get(missing)}; silence this where nobody else writes to the topics.",
+            hint=f"Run {kafka_codecs.how_to_get(missing)}; silence this where nobody else writes to the topics.",
             obj=SETTING,
             id="outbox.W022",
         )
@@ -91,17 +91,18 @@ def _client_library(backend: type[Broker]) -> Iterator[CheckMessage]:
     """Ask for the version of the client library, and try its parts that are used and are not public."""
     if _path(backend) != BACKENDS["kafka"]:
         return
-    from outbox.brokers import _kafka_private, _kafka_ways  # noqa: PLC0415 - as above
+    from outbox.brokers.kafka import private as kafka_private  # noqa: PLC0415 - as above
+    from outbox.brokers.kafka import ways as kafka_ways  # noqa: PLC0415 - as above
 
-    install = f"Install {_kafka_private.REQUIREMENT}."
-    if version := _kafka_private.untested_version():
+    install = f"Install {kafka_private.REQUIREMENT}."
+    if version := kafka_private.untested_version():
         yield CheckWarning(
             f"BROKER: kafka-python {version} is installed and was not tested; parts that are not public are used.",
             hint=f"{install} Silence this when your own tests have passed with it.",
             obj=SETTING,
             id="outbox.W023",
         )
-    for part, fault in _kafka_ways.faults().items():
+    for part, fault in kafka_ways.faults().items():
         yield CheckWarning(
             f"BROKER: kafka-python is not as expected: {fault}. Its public interface is used: {part.value}.",
             hint=install,

@@ -14,7 +14,7 @@ from django.utils.module_loading import import_string
 from outbox.checks.declarations import valid_routes
 from outbox.checks.options import SETTING, configured
 from outbox.routers import ServiceRouter
-from outbox.sql import SUPPORTED_VENDORS
+from outbox.storage.dialects import SUPPORTED_VENDORS
 
 _UTC: Final = frozenset({"UTC", "Etc/UTC", "Etc/UCT", "Etc/Zulu", "Zulu", "UCT"})
 

@@ -11,11 +11,11 @@ from django.core.checks import Warning as CheckWarning
 
 from outbox.checks.options import SETTING, configured
 from outbox.conf import OutboxSettings
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
+from outbox.declarations.handlers import handlers
+from outbox.declarations.routes import RouteRegistry, ServiceCatalog, ServiceRoute
 from outbox.exceptions import ConfigurationError, RoutingError
-from outbox.handlers import handlers
 from outbox.models import OutboxMessage, service_route
-from outbox.routes import RouteRegistry, ServiceCatalog, ServiceRoute
 
 _SHARED: Final = "Silence this where deployments with other apps share the settings."
 

@@ -10,7 +10,7 @@ from django.core.checks import Warning as CheckWarning
 from django.utils.module_loading import import_string
 
 from outbox.conf import OutboxSettings, outbox_settings
-from outbox.contracts import OnDead, contracts
+from outbox.declarations.contracts import OnDead, contracts
 from outbox.exceptions import ConfigurationError
 
 SETTING: Final = "settings.OUTBOX"

@@ -24,11 +24,11 @@ from outbox.checks.encodings import column_encodings, session_encoding
 from outbox.checks.inspection import Database, Table
 from outbox.checks.options import configured
 from outbox.conf import OutboxSettings
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
+from outbox.declarations.routes import ServiceRoute
 from outbox.models import OutboxMessage
-from outbox.routes import ServiceRoute
-from outbox.sql import SUPPORTED_VENDORS, dialect_of
-from outbox.statistics import Count, count_rows
+from outbox.operations.statistics import Count, count_rows
+from outbox.storage.dialects import SUPPORTED_VENDORS, dialect_of
 
 _PACKET_OVERHEAD_BYTES: Final = 64 * 1024
 _MINIMUM: Final = {"mysql": (8, 0, 13), "mariadb": (10, 6), "postgresql": (14,), "sqlite": (3, 31)}

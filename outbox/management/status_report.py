@@ -13,15 +13,11 @@ from typing import Any, Final
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.catalog import route_registry
 from outbox.conf import outbox_settings
-from outbox.lag import LagProbe, read_lags
+from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.log_text import one_line
-from outbox.repository import OutboxRepository
-from outbox.routes import ServiceRoute
-from outbox.sql import dialect_of, to_db
-from outbox.statistics import (
+from outbox.operations.statistics import (
     Count,
     OtherInstallation,
     ServiceStatus,
@@ -30,6 +26,10 @@ from outbox.statistics import (
     is_sent_again_in_vain,
     service_status,
 )
+from outbox.registry.catalog import route_registry
+from outbox.storage.dialects import dialect_of, to_db
+from outbox.storage.repository import OutboxRepository
+from outbox.workers.lag import LagProbe, read_lags
 
 _FIRST_MOMENT: Final = "'1000-01-01'"
 """The first that MySQL's columns hold; below are its zero dates, which say no more than NULL."""

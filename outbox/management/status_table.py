@@ -11,7 +11,7 @@ from outbox.lifecycle import Status
 from outbox.log_text import one_line
 from outbox.management.reporting import humanise, table
 from outbox.management.status_report import ServiceReport, databases_away
-from outbox.statistics import ServiceStatus, WorkerStatus
+from outbox.operations.statistics import ServiceStatus, WorkerStatus
 
 _HEADER: Final = (
     "SERVICE",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol
 
-from outbox.shutdown import StopFlag
+from outbox.coordination.shutdown import StopFlag
 
 _CLEAR: Final = "\x1b[H\x1b[2J"
 

@@ -11,10 +11,10 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db.models import QuerySet
 
-from outbox.catalog import service_models
-from outbox.leases import CONSUMER, RELAY
+from outbox.coordination.leases import CONSUMER, RELAY
 from outbox.lifecycle import UNFINISHED
 from outbox.models import OutboxMessage, RejectedRecord, Worker
+from outbox.registry.catalog import service_models
 from scripts.demo import servers
 from scripts.demo.audit import Audit
 from scripts.demo.business import make_business, publish_business

@@ -11,7 +11,7 @@ from typing import Self
 
 from django.db.models import Count, Q, QuerySet
 
-from outbox.catalog import service_models
+from outbox.registry.catalog import service_models
 
 _REDRAW_S = 0.1
 _PLAIN_LINE_S = 1.0

@@ -12,7 +12,7 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox import publish
 from outbox.brokers.base import OutgoingRecord
 from outbox.models import service_route
-from outbox.workers import open_broker
+from outbox.workers.build import open_broker
 from scripts.demo.app.events import StepTaken
 from scripts.demo.errors import DemoError
 from scripts.demo.stage import SERVICE

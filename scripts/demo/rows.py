@@ -10,7 +10,7 @@ from datetime import datetime
 
 from django.db.models import QuerySet
 
-from outbox.catalog import service_models
+from outbox.registry.catalog import service_models
 
 _COLUMNS = (
     "id",

@@ -21,7 +21,7 @@ import msgspec
 from django.db import connections, transaction
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.shutdown import StopFlag, stop_on_signals
+from outbox.coordination.shutdown import StopFlag, stop_on_signals
 from tests.acceptance.plans import Entry, Outcome, Plan
 from tests.acceptance.probe.events import KINDS
 
@@ -93,13 +93,13 @@ class Server:
         self._open.close()
 
     def do_replay(self, service: str, ids: list[int]) -> int:
-        from outbox.catalog import repository_of
+        from outbox.registry.catalog import repository_of
 
         with transaction.atomic():
             return repository_of(service).replay(ids)
 
     def do_give_up(self, service: str, ids: list[int]) -> int:
-        from outbox.catalog import repository_of
+        from outbox.registry.catalog import repository_of
 
         with transaction.atomic():
             return repository_of(service).give_up(ids, by="a person", reason="not worth it")

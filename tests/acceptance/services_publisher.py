@@ -18,7 +18,7 @@ import django
 import msgspec
 from django.db import transaction
 
-from outbox.shutdown import StopFlag, stop_on_signals
+from outbox.coordination.shutdown import StopFlag, stop_on_signals
 from tests.acceptance.plans import Entry, Outcome
 
 Subject = Literal["chat", "tokens", "trigger", "snapshot", "timeline", "urgency", "memory", "notification"]

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import pytest
 
-from outbox.watchdog import HUNG_EXIT_CODE
+from outbox.consumer.watchdog import HUNG_EXIT_CODE
 from tests.acceptance.conftest import Install
 from tests.acceptance.harness import Installation
 from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, are_consumed, interruptions

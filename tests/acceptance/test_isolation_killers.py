@@ -1,6 +1,7 @@
 """A handler that takes its process down: the other keys go on, and its event is dead after a few ends.
 
-One that keeps the interpreter's lock for ever is such a handler too: the kernel ends its process (``outbox.backstop``).
+One that keeps the interpreter's lock for ever is such a handler too: the kernel ends its process
+(``outbox.consumer.backstop``).
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import signal
 
 import pytest
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.conftest import Install
 from tests.acceptance.isolation import SHORT_BACK_OFF, SHORT_LEASES, Restarter, are_consumed, interruptions
 from tests.acceptance.probe.names import EXIT_CODE, Act

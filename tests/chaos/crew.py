@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.harness import Installation
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock, make_clock

@@ -14,7 +14,7 @@ from kafka import KafkaProducer
 from kafka.errors import KafkaError
 from kafka.record import default_records
 
-from outbox.envelope import Headers
+from outbox.wire.envelope import Headers
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import injects
 from tests.chaos.ledger import Garbage

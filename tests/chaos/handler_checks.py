@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
 from tests.chaos.crew import Member
 from tests.chaos.evidence import Evidence
 from tests.chaos.verdict import Verdict, expectations

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from MySQLdb import OperationalError
 
-from outbox.envelope import Envelope, encode_message, headers_of
+from outbox.wire.envelope import Envelope, encode_message, headers_of
 from tests.acceptance.databases import MariaDBDatabase
 from tests.acceptance.test_lost_connections import NO_SUCH_THREAD, cut_connections
 from tests.chaos.cluster import Cluster

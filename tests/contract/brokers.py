@@ -20,8 +20,8 @@ from django.db import connections
 
 from outbox.brokers.base import Broker, IncomingRecord, OutgoingRecord, Subscription
 from outbox.brokers.memory import MemoryBroker
-from outbox.envelope import Headers, decode_message
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
+from outbox.wire.envelope import Headers, decode_message
 from tests.services import require
 from tests.waiting import wait_until
 

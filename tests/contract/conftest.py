@@ -10,7 +10,7 @@ import pytest
 from tests.contract.brokers import HARNESSES, BrokerHarness
 
 if TYPE_CHECKING:
-    from outbox.repository import OutboxRepository
+    from outbox.storage.repository import OutboxRepository
 
 
 @pytest.fixture(params=HARNESSES, ids=lambda harness: harness.name)

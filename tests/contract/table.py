@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from outbox import embedded
 from outbox.brokers.base import (
     Broker,
     IncomingRecord,
@@ -25,10 +24,11 @@ from outbox.brokers.base import (
     TopicState,
 )
 from outbox.brokers.table import TableBroker
-from outbox.catalog import repository_of, service_models
-from outbox.envelope import Headers
-from outbox.repository import OutboxRepository
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
+from outbox.registry.catalog import repository_of, service_models
+from outbox.storage.repository import OutboxRepository
+from outbox.wire.envelope import Headers
+from outbox.workers import embedded
 from tests.contract.brokers import BrokerHarness, ids
 
 EVENT_TYPE = "contract.record"

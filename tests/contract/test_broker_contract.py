@@ -12,8 +12,8 @@ import pytest
 from msgspec import structs
 
 from outbox.brokers.base import OutgoingRecord
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerError, LostSubscriptionError
-from outbox.routes import ServiceRoute
 from tests.contract.brokers import (
     ANSWER_TIMEOUT,
     RECEIVE_TIMEOUT,

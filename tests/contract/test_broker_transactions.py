@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from outbox.brokers.base import Positions
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
 from tests.contract.brokers import RECEIVE_TIMEOUT, BrokerHarness, KafkaHarness, ids, receive_exactly
 from tests.waiting import wait_until
 

@@ -16,7 +16,7 @@ from django.db import connections, transaction
 
 from outbox.fields import key_collation
 from outbox.lifecycle import Status
-from outbox.repository import OutboxRepository
+from outbox.storage.repository import OutboxRepository
 from tests import factories
 from tests.plans import locked
 from tests.toys import NOTE, OTHER, PARKED

@@ -11,8 +11,8 @@ from django.test.utils import CaptureQueriesContext
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
 from outbox.lifecycle import Status
-from outbox.repository import OutboxRepository
-from outbox.rows import Failure
+from outbox.storage.repository import OutboxRepository
+from outbox.storage.rows import Failure
 from tests import factories
 from tests.factories import change, database_now, get, row, rows
 from tests.repositories import FAILURE, UNLIMITED, blockers_of, columns_of, locked, stale

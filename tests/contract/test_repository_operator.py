@@ -8,7 +8,7 @@ import pytest
 from django.db import transaction
 
 from outbox.lifecycle import Status
-from outbox.repository import OutboxRepository
+from outbox.storage.repository import OutboxRepository
 from tests import factories
 from tests.factories import database_now, get, row, rows
 from tests.repositories import FAILURE, UNLIMITED, blockers_of, claim_ids, locked

@@ -8,9 +8,9 @@ import pytest
 
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import Status
-from outbox.repository import OutboxRepository
-from outbox.rows import Marked
-from outbox.sql import from_db
+from outbox.storage.dialects import from_db
+from outbox.storage.repository import OutboxRepository
+from outbox.storage.rows import Marked
 from tests import factories
 from tests.factories import database_now, get, row, rows
 from tests.repositories import (

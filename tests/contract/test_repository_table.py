@@ -9,9 +9,9 @@ import pytest
 from django.db import connections
 
 from agent_events.agent.models import AgentOutboxMessage
-from outbox.envelope import encode_envelope
 from outbox.fields import SHARD_COUNT
-from outbox.repository import OutboxRepository
+from outbox.storage.repository import OutboxRepository
+from outbox.wire.envelope import encode_envelope
 from tests import factories
 from tests.factories import database_now, get, row, rows
 from tests.repositories import UNLIMITED, claim_ids, locked, new_row, published_row

@@ -11,7 +11,7 @@ from django.db import connections
 
 from outbox import lifecycle
 from outbox.lifecycle import Status
-from outbox.repository import OutboxRepository
+from outbox.storage.repository import OutboxRepository
 from tests.factories import database_now, row
 from tests.repositories import FAILURE, columns_of, stale
 
@@ -45,7 +45,7 @@ APPLY: dict[lifecycle.Transition, Callable[[OutboxRepository, int], int]] = {
 
 def raw_now(repository: OutboxRepository) -> Any:
     """Return the database's clock as a claim gives it."""
-    from outbox.sql import dialect_of
+    from outbox.storage.dialects import dialect_of
 
     connection = connections[repository.route.database]
     with connection.cursor() as cursor:

@@ -25,8 +25,8 @@ from django.urls import URLPattern, reverse
 from django.utils import timezone
 
 from agent_events.notification.models import NotificationRecord
-from outbox.catalog import service_models
 from outbox.models import OutboxMessage, RejectedRecord, service_route
+from outbox.registry.catalog import service_models
 
 DATABASES = tuple(alias for alias in ("default", "mariadb", "mysql", "postgres") if alias in django_settings.DATABASES)
 SERVICES = ("agent", "task", "memory", "active-scheduler", "notification")

@@ -15,12 +15,12 @@ from django.db import connections, transaction
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import Delivery, Discard, RetryPolicy
 from outbox.brokers.memory import MemoryBroker
-from outbox.consumer import Consumer
-from outbox.leases import ShardLeases
+from outbox.consumer.loop import Consumer
+from outbox.coordination.leases import ShardLeases
+from outbox.coordination.shutdown import StopFlag
 from outbox.lifecycle import Status
-from outbox.marks import OtherHands, OwnHand
-from outbox.relay import Relay
-from outbox.shutdown import StopFlag
+from outbox.relay.confirmations import OtherHands, OwnHand
+from outbox.relay.loop import Relay
 from tests import factories
 from tests.threads import Threads
 from tests.toys import HANDLED, PARKED, PARKED_BULK, Toys, effects

@@ -9,8 +9,8 @@ import pytest
 
 if TYPE_CHECKING:
     from outbox.brokers.memory import MemoryBroker
-    from outbox.consumer import Consumer
-    from outbox.relay import Relay
+    from outbox.consumer.loop import Consumer
+    from outbox.relay.loop import Relay
     from tests.contract.brokers import KafkaHarness
     from tests.relays import MakeRelay
     from tests.toys import ManualClock, Toys

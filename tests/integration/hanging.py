@@ -51,8 +51,8 @@ def main(way: str) -> None:
     import django
 
     django.setup()
-    from outbox.backstop import Backstop
-    from outbox.watchdog import Watchdog
+    from outbox.consumer.backstop import Backstop
+    from outbox.consumer.watchdog import Watchdog
 
     watchdog = Watchdog(grace=timedelta(seconds=2), tick=timedelta(seconds=0.05), backstop=Backstop())
     watchdog.call(

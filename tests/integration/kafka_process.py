@@ -114,7 +114,7 @@ def use_outbox(servers: str, topic: str) -> dict[str, Any]:
     """Send and receive by the outbox, commit, and close everything; return what was found."""
     from outbox.brokers.base import OutgoingRecord
     from outbox.brokers.kafka import KafkaBroker
-    from outbox.routes import ServiceRoute
+    from outbox.declarations.routes import ServiceRoute
 
     broker = KafkaBroker(bootstrap_servers=servers)
     route = ServiceRoute(service="process", table="none", topic=topic, group=topic)

@@ -9,8 +9,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from outbox.brokers.kafka import KafkaBroker
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
-from outbox.routes import ServiceRoute
 
 WITHIN_S = 100.0
 

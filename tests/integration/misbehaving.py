@@ -9,7 +9,7 @@ from typing import Any
 from django.db import connections
 
 from agent_events.agent.models import AgentStateSnapshotRecord
-from outbox.handlers import Handler
+from outbox.declarations.handlers import Handler
 from tests.factories import get, statuses
 from tests.toys import BULK, NOTE, Toys, effect_ids
 

@@ -16,8 +16,8 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import TRANSITIONS, UNFINISHED, Status, Transition
-from outbox.rows import Failure, Locked
-from outbox.sql import from_db
+from outbox.storage.dialects import from_db
+from outbox.storage.rows import Failure, Locked
 from tests import factories
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)

@@ -13,7 +13,7 @@ from django.test import Client
 
 from outbox import publish
 from outbox.admin import editing
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
 from outbox.models import OutboxMessage
 from tests.integration.admin_rows import (
     DATABASES,

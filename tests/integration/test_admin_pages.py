@@ -16,17 +16,17 @@ from django.test import Client
 from django.utils import timezone
 
 from agent_events.agent.models import AgentStateSnapshotRecord
-from outbox import lag
 from outbox.admin import routes
 from outbox.admin.health import Severity
 from outbox.admin.rendering import moment
-from outbox.catalog import route_registry
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
 from outbox.management.status_report import ServiceReport
 from outbox.management.status_table import TableView
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
-from outbox.routes import ServiceRoute
-from outbox.statistics import service_status
+from outbox.operations.statistics import service_status
+from outbox.registry.catalog import route_registry
+from outbox.workers import lag
 from tests.integration.admin_rows import (
     DATABASES,
     DEAD,

@@ -13,11 +13,11 @@ from django.db import DatabaseError, OperationalError, connections
 
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import service_models
-from outbox.envelope import encode_envelope
+from outbox.coordination.shutdown import StopFlag
 from outbox.lifecycle import Status
-from outbox.shutdown import StopFlag
-from outbox.workers import routes_of, run_relays
+from outbox.registry.catalog import service_models
+from outbox.wire.envelope import encode_envelope
+from outbox.workers.build import routes_of, run_relays
 from tests import factories
 from tests.conftest import SERVICES
 from tests.consumers import Scripted, published, subscribing

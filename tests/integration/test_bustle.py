@@ -16,11 +16,11 @@ import pytest
 from agent_events.agent.models import AgentOutboxMessage
 from outbox.admin import operations
 from outbox.admin.operations import NotDoneError
-from outbox.envelope import decode_message, encode_envelope
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
-from outbox.pruning import Pruning
-from outbox.relay import Relay
+from outbox.operations.pruning import Pruning
+from outbox.relay.loop import Relay
+from outbox.wire.envelope import decode_message, encode_envelope
 from tests import factories
 from tests.integration.bustle import Bustle
 from tests.toys import SERVICE, ToyEffect, effects

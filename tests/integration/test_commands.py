@@ -24,16 +24,16 @@ from django.core.management import call_command, get_commands, load_command_clas
 from django.core.management.base import CommandError
 from django.db.utils import OperationalError
 
-from outbox import lag
 from outbox.brokers.base import Broker
 from outbox.brokers.memory import MemoryBroker
+from outbox.coordination.shutdown import StopFlag
 from outbox.fields import SHARD_COUNT, UtcNow, from_now
 from outbox.management import status_report
 from outbox.management.command import OutboxCommand
 from outbox.management.commands import outbox_status, outbox_topics
 from outbox.management.status_watch import watch
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
-from outbox.shutdown import StopFlag
+from outbox.workers import lag
 from tests import factories
 from tests.conftest import SERVICES, Configure
 from tests.repositories import FAILURE

@@ -12,14 +12,15 @@ from django.db import transaction
 
 from agent_events.memory.models import MemoryOutboxMessage
 from agent_events.task.models import TaskOutboxMessage
-from outbox import Delivery, compat, publish
+from outbox import Delivery, publish
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import route_registry, service_models
-from outbox.contracts import contracts
+from outbox.contrib.shared_table import compat
+from outbox.coordination.shutdown import StopFlag
+from outbox.declarations.contracts import contracts
+from outbox.declarations.handlers import Handler, handlers
 from outbox.exceptions import ConfigurationError, InvalidEventError, UnknownEventTypeError
-from outbox.handlers import Handler, handlers
-from outbox.shutdown import StopFlag
-from outbox.workers import build_consumer, build_relay
+from outbox.registry.catalog import route_registry, service_models
+from outbox.workers.build import build_consumer, build_relay
 from tests import records
 
 URGENCY = "task.urgency.promote.requested"

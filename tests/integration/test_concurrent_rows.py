@@ -21,12 +21,12 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox import Discard
 from outbox.admin import operations
 from outbox.brokers.memory import MemoryBroker
-from outbox.database_errors import ErrorKind, kind_of
+from outbox.coordination.database_errors import ErrorKind, kind_of
+from outbox.coordination.shutdown import StopFlag
 from outbox.lifecycle import BURY, CONSUME, MARK_PUBLISHED, REPLAY, RETRY, UNFINISHED, WAIT, Status, Transition
-from outbox.pruning import Pruning
-from outbox.rows import Locked, NewRow
-from outbox.shutdown import StopFlag
-from outbox.sql import to_db
+from outbox.operations.pruning import Pruning
+from outbox.storage.dialects import to_db
+from outbox.storage.rows import Locked, NewRow
 from tests import factories
 from tests.repositories import FAILURE, UNLIMITED
 from tests.threads import together

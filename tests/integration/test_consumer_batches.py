@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import Discard
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
 from tests import factories
 from tests.consumers import deliver, published

@@ -11,8 +11,8 @@ from django.db import DatabaseError, IntegrityError, InterfaceError, Operational
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import Delivery
 from outbox.brokers.memory import MemoryBroker
-from outbox.consumer import Consumer
-from outbox.heartbeat import NullHeartbeat
+from outbox.consumer.loop import Consumer
+from outbox.coordination.heartbeat import NullHeartbeat
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
 from tests.factories import database_now, get, make_due, records_of, statuses

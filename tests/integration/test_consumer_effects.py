@@ -14,9 +14,9 @@ from django.db import transaction
 from agent_events.agent.models import AgentStateSnapshotRecord
 from agent_events.agent.snapshots import Snapshot, save
 from outbox import Delivery, Discard
-from outbox.consumer import Consumer
-from outbox.envelope import encode_envelope
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
+from outbox.wire.envelope import encode_envelope
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import get, make_due, record_of, row, rows, statuses
@@ -167,8 +167,8 @@ def test_snapshots_of_different_conversations_stay_apart(alias: str) -> None:
 
 
 def test_snapshot_that_is_replayed_late_does_not_overwrite_a_newer_one(alias: str) -> None:
-    from outbox.contracts import contracts
-    from outbox.handlers import handlers
+    from outbox.declarations.contracts import contracts
+    from outbox.declarations.handlers import handlers
 
     consumer = factories.consumer(
         alias,

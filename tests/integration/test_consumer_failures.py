@@ -12,9 +12,9 @@ from django.db import transaction
 
 from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
 from outbox import Delivery, Discard, Retry
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
-from outbox.nesting import NESTING_LIMIT
+from outbox.wire.nesting import NESTING_LIMIT
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import database_now, get, make_due, row, statuses
@@ -49,7 +49,7 @@ def test_text_of_an_error_makes_no_log_of_its_own(
     """A text of 50 MB was written five times over, and its line breaks began lines of their own."""
     again, dying = published(alias, 2, key=str)
     factories.change(alias, dying, max_retry=1)
-    toys.fail(again, ValueError("first\n2026-01-01 ERROR outbox.relay forged \ud800" + "x" * 5_000_000))
+    toys.fail(again, ValueError("first\n2026-01-01 ERROR outbox.relay.loop forged \ud800" + "x" * 5_000_000))
     toys.fail(dying, Discard("second\r\x1b[2J" + "y" * 5_000_000))
 
     deliver(alias, consumer, [again, dying])

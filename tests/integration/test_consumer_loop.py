@@ -11,13 +11,13 @@ from django.db import DatabaseError, OperationalError, connections
 
 from outbox import Discard, signals
 from outbox.brokers.base import IncomingRecord
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
+from outbox.coordination.heartbeat import NullHeartbeat
+from outbox.coordination.leases import Switches
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
-from outbox.heartbeat import NullHeartbeat
-from outbox.leases import Switches
 from outbox.lifecycle import Status
 from outbox.models import ServiceSwitch, Worker
-from outbox.tracing import current_traceparent
+from outbox.wire.tracing import current_traceparent
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
 from tests.factories import get, record, records_of, row

@@ -9,9 +9,9 @@ import pytest
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import Discard
-from outbox.consumer import Consumer
-from outbox.envelope import encode_envelope
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
+from outbox.wire.envelope import encode_envelope
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import change, database_now, get, make_due, row, statuses

@@ -11,11 +11,11 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
 from outbox.brokers.base import IncomingRecord
-from outbox.consumer import Consumer
-from outbox.envelope import encode_message
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
-from outbox.rejections import HEADERS_MAX_LENGTH, KEY_MAX_BYTES, VALUE_MAX_BYTES, RejectionStore
+from outbox.storage.rejections import HEADERS_MAX_LENGTH, KEY_MAX_BYTES, VALUE_MAX_BYTES, RejectionStore
+from outbox.wire.envelope import encode_message
 from tests import factories
 from tests.factories import database_now, get, record, record_of, row, statuses
 from tests.toys import OTHER, Toys, effect_ids

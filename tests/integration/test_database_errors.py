@@ -22,7 +22,7 @@ from django.db import (
 )
 
 from agent_events.agent.models import AgentStateSnapshotRecord
-from outbox.database_errors import ErrorKind, classify, is_lock_wait, kind_of, rolls_back_transaction
+from outbox.coordination.database_errors import ErrorKind, classify, is_lock_wait, kind_of, rolls_back_transaction
 from tests.threads import Threads
 from tests.transactions import (
     OtherTransaction,

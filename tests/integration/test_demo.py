@@ -17,7 +17,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
 from scripts.demo import servers, stage
 from tests import services
 from tests.conftest import SERVICES
@@ -194,7 +194,7 @@ def mend_and_replay(folder: Path) -> None:
     """Do what the admin does with the row whose user_id is refused: edit it, then send it again."""
     django(
         folder,
-        "from outbox.catalog import repository_of;"
+        "from outbox.registry.catalog import repository_of;"
         "from agent_events.agent.models import AgentOutboxMessage as M;"
         "row = M.objects.get(error_class='PayloadError');"
         "rows = repository_of('agent');"

@@ -6,10 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from outbox import embedded
 from outbox.brokers.table import TableBroker
-from outbox.consumer import Consumer
-from outbox.relay import Relay
+from outbox.consumer.loop import Consumer
+from outbox.relay.loop import Relay
+from outbox.workers import embedded
 from tests import factories
 from tests.factories import make_due, rows, status_counts, statuses
 from tests.relays import MakeRelay, step_until_idle

@@ -15,14 +15,14 @@ from agent_events.memory.models import MemoryOutboxMessage
 from outbox import publish, publish_many
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import route_registry, service_models
 from outbox.checks import check_tables
-from outbox.consumer import Consumer
-from outbox.envelope import EVENT_ID_MAX_LENGTH, encode_message
+from outbox.consumer.loop import Consumer
+from outbox.contrib.shared_table.relocation import Rehoming
 from outbox.exceptions import FailedDeliveries, InvalidEventError
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
-from outbox.rehoming import Rehoming
+from outbox.registry.catalog import route_registry, service_models
+from outbox.wire.envelope import EVENT_ID_MAX_LENGTH, encode_message
 from tests import factories
 from tests.factories import get, record, row
 from tests.relays import TOPIC, MakeRelay, step_until_idle

@@ -18,8 +18,6 @@ from django.test import override_settings
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from outbox.backoff import RetryPolicy
-from outbox.catalog import route_registry
 from outbox.checks.options import check_options
 from outbox.conf import (
     BrokerOptions,
@@ -31,10 +29,12 @@ from outbox.conf import (
     ServiceOptions,
     outbox_settings,
 )
+from outbox.coordination.shutdown import StopFlag
+from outbox.declarations.backoff import RetryPolicy
 from outbox.exceptions import ConfigurationError
 from outbox.management.commands import outbox_status, run_outbox
-from outbox.shutdown import StopFlag
-from outbox.workers import open_broker
+from outbox.registry.catalog import route_registry
+from outbox.workers.build import open_broker
 from tests import factories, fuzz, notifications
 from tests.conftest import SERVICES, Configure
 from tests.fuzz import fuzzing

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import service_models
-from outbox.consumer import Consumer
-from outbox.contracts import contracts
-from outbox.envelope import INSTALLATION_HEADER, decode_message
+from outbox.consumer.loop import Consumer
+from outbox.declarations.contracts import contracts
 from outbox.models import OutboxMessage, RejectedRecord, service_route
-from outbox.rejections import HEADERS_MAX_LENGTH, KEY_MAX_BYTES, VALUE_MAX_BYTES
-from outbox.workers import build_consumer
+from outbox.registry.catalog import service_models
+from outbox.storage.rejections import HEADERS_MAX_LENGTH, KEY_MAX_BYTES, VALUE_MAX_BYTES
+from outbox.wire.envelope import INSTALLATION_HEADER, decode_message
+from outbox.workers.build import build_consumer
 from tests import fuzz, notifications, records
 from tests.conftest import SERVICES
 from tests.fuzz import fuzzing

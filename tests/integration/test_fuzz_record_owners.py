@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from agent_events.agent.models import AgentOutboxMessage
 from outbox.brokers.base import IncomingRecord
-from outbox.envelope import EVENT_ID_MAX_LENGTH
-from outbox.installations import installation_id
 from outbox.lifecycle import UNFINISHED, Status
 from outbox.models import RejectedRecord
+from outbox.storage.installations import installation_id
+from outbox.wire.envelope import EVENT_ID_MAX_LENGTH
 from tests import factories, fuzz
 from tests.fuzz import fuzzing
 from tests.toys import BULK, NOTE, OTHER, ToyEffect, Toys, effect_ids

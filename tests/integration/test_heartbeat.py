@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
-from outbox.heartbeat import Heartbeat, NullHeartbeat
-from outbox.leases import CONSUMER, RELAY, Presence, Switches
+from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
+from outbox.coordination.leases import CONSUMER, RELAY, Presence, Switches
 from outbox.models import ServiceSwitch, Worker
 from tests.factories import database_now
 from tests.proxied import proxied
@@ -247,7 +247,7 @@ def test_frozen_database_is_no_witness_and_stops_nobody(
 def test_database_that_is_back_finds_the_heartbeat_going_on(
     alias: str, heartbeat: Open, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.INFO, "outbox.heartbeat_thread")
+    caplog.set_level(logging.INFO, "outbox.coordination.heartbeat_thread")
     with proxied(alias, monkeypatch) as proxy:
         started = heartbeat(interval=BRISK)
         proxy.hold()

@@ -17,14 +17,14 @@ from django.test.utils import CaptureQueriesContext
 from outbox import signals
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.consumer import Consumer
-from outbox.envelope import INSTALLATION_HEADER
+from outbox.consumer.loop import Consumer
+from outbox.consumer.other_installations import LOG_INTERVAL
 from outbox.fields import UtcNow
-from outbox.installations import InstallationId, installation_id, renew_installation_id
 from outbox.lifecycle import Status
 from outbox.models import INSTALLATION_MAX_LENGTH, Installation, RejectedRecord, Worker
-from outbox.other_installations import LOG_INTERVAL
-from outbox.rejections import RejectionStore
+from outbox.storage.installations import InstallationId, installation_id, renew_installation_id
+from outbox.storage.rejections import RejectionStore
+from outbox.wire.envelope import INSTALLATION_HEADER
 from tests import factories
 from tests.conftest import Configure
 from tests.consumers import Scripted, subscribing

@@ -27,10 +27,10 @@ from agent_events.task.models import Task
 from outbox import publish
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import route_registry, service_models
-from outbox.contracts import contracts
-from outbox.shutdown import StopFlag
-from outbox.workers import build_consumer, build_relay
+from outbox.coordination.shutdown import StopFlag
+from outbox.declarations.contracts import contracts
+from outbox.registry.catalog import route_registry, service_models
+from outbox.workers.build import build_consumer, build_relay
 from tests import notifications, records
 from tests.conftest import SERVICES
 from tests.factories import database_now

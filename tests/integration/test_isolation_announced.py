@@ -9,8 +9,8 @@ import pytest
 from django.db import InterfaceError, connections
 
 from outbox import Delivery
-from outbox.consumer import Consumer
-from outbox.isolation import MAX_INTERRUPTIONS
+from outbox.consumer.isolation import MAX_INTERRUPTIONS
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
 from tests import factories
 from tests.consumers import published

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from outbox import Delivery
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
 from outbox.exceptions import FailedDeliveries
 from tests import factories
 from tests.consumers import deliver, published

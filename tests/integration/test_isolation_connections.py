@@ -9,10 +9,10 @@ import pytest
 from django.db import DatabaseError, InterfaceError, connections
 
 from outbox import Delivery, Discard
-from outbox.consumer import Consumer
-from outbox.heartbeat import Heartbeat
-from outbox.isolation import MAX_INTERRUPTIONS
-from outbox.leases import CONSUMER, Presence
+from outbox.consumer.isolation import MAX_INTERRUPTIONS
+from outbox.consumer.loop import Consumer
+from outbox.coordination.heartbeat import Heartbeat
+from outbox.coordination.leases import CONSUMER, Presence
 from tests import factories
 from tests.consumers import published, see_through
 from tests.factories import TTL, database_now, get, make_due, statuses

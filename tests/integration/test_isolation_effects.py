@@ -11,10 +11,10 @@ from django.db import IntegrityError, connections, transaction
 
 from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
 from outbox import Delivery, event, handles, publish_many
-from outbox.catalog import forget_routes
-from outbox.consumer import Consumer
-from outbox.contracts import contracts
-from outbox.handlers import handlers
+from outbox.consumer.loop import Consumer
+from outbox.declarations.contracts import contracts
+from outbox.declarations.handlers import handlers
+from outbox.registry.catalog import forget_routes
 from outbox.testing import drain
 from tests import factories
 from tests.consumers import published, see_through

@@ -10,9 +10,9 @@ import pytest
 from django.db import DatabaseError, connections, transaction
 
 from outbox import Delivery, signals
-from outbox.consumer import Consumer
-from outbox.rejections import RejectionStore
-from outbox.repository import OutboxRepository
+from outbox.consumer.loop import Consumer
+from outbox.storage.rejections import RejectionStore
+from outbox.storage.repository import OutboxRepository
 from smartflow.database_url import database
 from tests import factories
 from tests.consumers import deliver, published

@@ -12,12 +12,12 @@ from django.db import connections
 
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import Delivery
-from outbox.consumer import Consumer
-from outbox.envelope import encode_message
-from outbox.held import HOLD_FOR, YOUNG_FOR
+from outbox.consumer.held import HOLD_FOR, YOUNG_FOR
+from outbox.consumer.loop import Consumer
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord
-from outbox.sessions import worker_session
+from outbox.storage.sessions import worker_session
+from outbox.wire.envelope import encode_message
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
 from tests.factories import TABLE, database_now, envelope, get, make_due, record, record_of, records_of, row, statuses

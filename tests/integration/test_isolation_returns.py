@@ -11,7 +11,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
 from tests.consumers import deliver, published
 from tests.factories import get
 from tests.integration.misbehaving import check_that_these_failed_alone

@@ -12,9 +12,9 @@ import pytest
 from django.db import connections
 
 from outbox import Delivery
-from outbox.heartbeat import Heartbeat
-from outbox.isolation import MAX_INTERRUPTIONS
-from outbox.leases import CONSUMER, Presence
+from outbox.consumer.isolation import MAX_INTERRUPTIONS
+from outbox.coordination.heartbeat import Heartbeat
+from outbox.coordination.leases import CONSUMER, Presence
 from tests import factories
 from tests.consumers import published, see_through
 from tests.factories import TTL, get, make_due, statuses

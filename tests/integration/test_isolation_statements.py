@@ -11,8 +11,8 @@ from django.db import DatabaseError, IntegrityError, OperationalError, connectio
 
 from agent_events.agent.models import AgentStateSnapshotRecord
 from outbox import Delivery
-from outbox.consumer import Consumer
-from outbox.repository import OutboxRepository
+from outbox.consumer.loop import Consumer
+from outbox.storage.repository import OutboxRepository
 from tests.consumers import deliver, published
 from tests.factories import get, records_of, statuses
 from tests.integration.misbehaving import (

@@ -12,7 +12,7 @@ import pytest
 from django.db import connections, transaction
 
 from outbox import Delivery
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
 from tests.consumers import deliver, published
 from tests.factories import get, make_due, statuses
 from tests.integration.misbehaving import check_that_these_failed_alone, execute

@@ -16,7 +16,7 @@ import pytest
 
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.kafka import KafkaBroker
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
 from tests.contract.brokers import ANSWER_TIMEOUT, KafkaHarness, Member, ids, publish, receive_exactly, records
 from tests.services import require
 from tests.waiting import wait_until
@@ -30,7 +30,7 @@ _VICTIM = """
 import sys
 from datetime import timedelta
 from outbox.brokers.kafka import KafkaBroker
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
 
 servers, topic, group = sys.argv[1:]
 broker = KafkaBroker(bootstrap_servers=servers)

@@ -13,8 +13,8 @@ from datetime import timedelta
 import pytest
 
 from outbox.brokers.base import Broker, IncomingRecord
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
-from outbox.routes import ServiceRoute
 from scripts.services import control
 from tests.contract.brokers import KafkaHarness, elapsed_s, ids, ids_by_key, records
 from tests.contract.outage import outage_is_said_and_survived
@@ -154,7 +154,7 @@ def test_work_goes_on_after_an_outage(
 
 
 def test_long_outage_ends_with_a_new_client(harness: KafkaHarness, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("outbox.brokers._kafka_subscription._BEGIN_AFRESH_AFTER_S", 1.0)
+    monkeypatch.setattr("outbox.brokers.kafka.subscription._BEGIN_AFRESH_AFTER_S", 1.0)
     route = harness.ready_route()
     writer, reader = Writer(harness.broker, route), Reader(harness.broker, route)
     wait_until(lambda: len(reader.received) > 100, timeout=RECOVERY_S)

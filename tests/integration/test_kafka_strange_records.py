@@ -22,16 +22,16 @@ from kafka.record import default_records
 from kafka.record.default_records import DefaultRecordBatch
 from kafka.record.util import encode_varint
 
-from outbox.brokers import _kafka_unreadable
-from outbox.brokers._kafka_codecs import MAX_BATCH_BYTES
-from outbox.brokers._kafka_unreadable import UNREADABLE
 from outbox.brokers.base import IncomingRecord, OutgoingRecord
 from outbox.brokers.kafka import KafkaBroker
+from outbox.brokers.kafka import unreadable as kafka_unreadable
+from outbox.brokers.kafka.codecs import MAX_BATCH_BYTES
+from outbox.brokers.kafka.unreadable import UNREADABLE
 from outbox.brokers.memory import MemoryBroker
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
 from outbox.models import RejectedRecord, service_route
-from outbox.routes import ServiceRoute
-from outbox.workers import build_consumer
+from outbox.workers.build import build_consumer
 from tests.services import in_ci, kafka_servers, require
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -333,7 +333,7 @@ def test_batch_with_a_wrong_checksum_is_fetched_again_and_then_kept(
 ) -> None:
     produce(b"damaged")
     produce(b"after")
-    monkeypatch.setattr(_kafka_unreadable, "_is_whole", lambda batch: batch.base_offset != 0)
+    monkeypatch.setattr(kafka_unreadable, "_is_whole", lambda batch: batch.base_offset != 0)
 
     stand_in, after = receive(broker, route, 2)
 
@@ -347,7 +347,7 @@ def test_batch_that_was_damaged_on_its_way_is_read_when_it_is_fetched_again(
 ) -> None:
     produce(b"damaged")
     answers = iter([False, True, True, True])
-    monkeypatch.setattr(_kafka_unreadable, "_is_whole", lambda batch: next(answers))
+    monkeypatch.setattr(kafka_unreadable, "_is_whole", lambda batch: next(answers))
 
     assert [record.value for record in receive(broker, route, 1)] == [b"damaged"]
 

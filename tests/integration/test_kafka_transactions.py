@@ -13,12 +13,12 @@ import pytest
 from django.core.management import call_command
 
 from outbox.brokers.kafka import KafkaBroker
-from outbox.lag import read_lags
+from outbox.coordination.shutdown import StopFlag
+from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ShardLease, Worker, service_route
-from outbox.routes import ServiceRoute
-from outbox.shutdown import StopFlag
-from outbox.workers import run_consumers, topic_is_drained
+from outbox.workers.build import run_consumers, topic_is_drained
+from outbox.workers.lag import read_lags
 from tests import factories
 from tests.conftest import Configure
 from tests.contract.brokers import KafkaHarness

@@ -18,13 +18,13 @@ from agent_events.task.models import TaskOutboxMessage
 from benchmarks import plans
 from outbox import publish
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import route_registry, service_models
 from outbox.checks import check_tables
+from outbox.contrib.shared_table.relocation import Rehoming
 from outbox.fields import KeyField, key_collation
 from outbox.models import RejectedRecord
-from outbox.rehoming import Rehoming
+from outbox.registry.catalog import route_registry, service_models
 from outbox.testing import drain
-from outbox.workers import build_consumer
+from outbox.workers.build import build_consumer
 from tests import factories
 from tests.integration.test_query_plans import ALMOST_ALL_DONE, EXPECTED, ROWS, of_table
 from tests.repositories import new_row

@@ -18,7 +18,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django.db import connections
 
-from outbox.shutdown import StopFlag
+from outbox.coordination.shutdown import StopFlag
 from tests.notifications import KEY, change, channels, deliverer, due_in, empty, get, make, make_due, statuses
 from tests.waiting import wait_until
 from tests.webhooks import SECRET, TOKEN, Exchange, WebhookServer, answer

@@ -15,7 +15,7 @@ from agent_events.notification.policy import Answer
 from agent_events.notification.records import NotificationRecords
 from agent_events.notification.sender import WebhookSender
 from agent_events.notification.webhooks import Webhook
-from outbox.shutdown import StopFlag
+from outbox.coordination.shutdown import StopFlag
 from tests.notifications import LEASE, change, channels, claim, deliverer, get, make, make_due, one, outcome, statuses
 from tests.threads import together
 from tests.toys import ManualClock

@@ -11,7 +11,7 @@ from agent_events.notification.deliverer import Deliverer
 from agent_events.notification.events import publish_feishu_notification
 from agent_events.notification.models import NotificationRecord, UserNotificationChannel
 from agent_events.notification.sender import WebhookSender
-from outbox.shutdown import StopFlag
+from outbox.coordination.shutdown import StopFlag
 from outbox.testing import drain
 from tests.notifications import (
     REQUESTED_AT,

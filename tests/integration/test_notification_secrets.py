@@ -10,7 +10,7 @@ from django.core import serializers
 from django.db import connections
 
 from agent_events.notification.models import NotificationRecord, UserNotificationChannel
-from outbox.shutdown import StopFlag
+from outbox.coordination.shutdown import StopFlag
 from tests.notifications import KEY, SEALER, channels, deliverer, get, one
 from tests.threads import together
 from tests.webhooks import SECRET, TOKEN, WebhookServer, answer, close, hang

@@ -15,13 +15,13 @@ from django.db import connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from agent_events.agent.models import AgentOutboxMessage
-from outbox import pruning
-from outbox.database_errors import ErrorKind
+from outbox.coordination.database_errors import ErrorKind
+from outbox.coordination.shutdown import StopFlag
 from outbox.fields import UtcNow
 from outbox.models import RejectedRecord
-from outbox.pruning import Pruning
-from outbox.repository import OutboxRepository
-from outbox.shutdown import StopFlag
+from outbox.operations import pruning
+from outbox.operations.pruning import Pruning
+from outbox.storage.repository import OutboxRepository
 from tests import factories
 from tests.toys import ManualClock, RecordingStop, Toys
 from tests.waiting import wait_until

@@ -11,8 +11,7 @@ import pytest
 from django.db import connections, transaction
 
 from outbox import event, publish, publish_many
-from outbox.contracts import contracts
-from outbox.envelope import decode_envelope
+from outbox.declarations.contracts import contracts
 from outbox.exceptions import (
     ConfigurationError,
     InvalidEventError,
@@ -22,7 +21,8 @@ from outbox.exceptions import (
     WrongDatabaseError,
 )
 from outbox.lifecycle import Status
-from outbox.tracing import traceparent
+from outbox.wire.envelope import decode_envelope
+from outbox.wire.tracing import traceparent
 from tests.conftest import Configure
 from tests.publishing import business_is_there, outbox_rows, remember_business, rolled_back, snapshot
 from tests.toys import NOTE, PARKED, Toys
@@ -38,9 +38,9 @@ def current_trace() -> str:
 @pytest.fixture
 def known(toys: Toys, monkeypatch: pytest.MonkeyPatch) -> Iterator[Toys]:
     """Let the toy events be published, by a registry of their own."""
-    from outbox.catalog import forget_routes
+    from outbox.registry.catalog import forget_routes
 
-    monkeypatch.setattr("outbox.bus.contracts", toys.contracts)
+    monkeypatch.setattr("outbox.publishing.contracts", toys.contracts)
     yield toys
     forget_routes()
 

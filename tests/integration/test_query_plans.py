@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from benchmarks import plans
-from outbox.repository import OutboxRepository
+from outbox.storage.repository import OutboxRepository
 from tests import factories
 
 pytestmark = pytest.mark.parametrize("database_alias", ["mariadb", "mysql"], indirect=True)

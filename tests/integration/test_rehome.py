@@ -14,11 +14,11 @@ from agent_events.agent.models import AgentOutboxMessage
 from agent_events.memory.models import MemoryOutboxMessage
 from agent_events.task.models import TaskOutboxMessage
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import route_registry
+from outbox.contrib.shared_table.relocation import Rehoming
+from outbox.coordination.shutdown import StopFlag
 from outbox.models import OutboxMessage, RehomedRow
-from outbox.rehoming import Rehoming
-from outbox.shutdown import StopFlag
-from outbox.workers import build_relay
+from outbox.registry.catalog import route_registry
+from outbox.workers.build import build_relay
 from tests.conftest import Configure
 
 TASK, MEMORY, OWN = "task.urgency.promote.requested", "memory.extract.requested", "agent.state.snapshot.persist"

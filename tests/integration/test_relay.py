@@ -13,10 +13,10 @@ from django.test.utils import CaptureQueriesContext
 from outbox import signals
 from outbox.brokers.base import OutgoingRecord
 from outbox.brokers.memory import MemoryBroker
-from outbox.envelope import INSTALLATION_HEADER, REFERENCE_HEADER, decode_message
-from outbox.installations import installation_id
 from outbox.lifecycle import Status
 from outbox.models import ServiceSwitch
+from outbox.storage.installations import installation_id
+from outbox.wire.envelope import INSTALLATION_HEADER, REFERENCE_HEADER, decode_message
 from tests import factories
 from tests.factories import get, row, rows, status_counts, statuses
 from tests.relays import TOPIC, MakeRelay, sent_ids, step_until_idle

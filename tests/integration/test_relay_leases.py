@@ -12,12 +12,12 @@ import pytest
 
 from outbox.brokers.base import OutgoingRecord, SendReport
 from outbox.brokers.memory import MemoryBroker
+from outbox.coordination.heartbeat import Heartbeat
+from outbox.coordination.leases import CONSUMER, ShardLeases
+from outbox.coordination.progress import Progress
+from outbox.coordination.shutdown import StopFlag
 from outbox.fields import SHARD_COUNT, UtcNow
-from outbox.heartbeat import Heartbeat
-from outbox.leases import CONSUMER, ShardLeases
 from outbox.models import ShardLease, Worker
-from outbox.progress import Progress
-from outbox.shutdown import StopFlag
 from tests import factories
 from tests.factories import database_now, get, make_due, rows, status_counts, statuses
 from tests.relays import MakeRelay, make_relay_after, sent_ids, step_until_idle
@@ -259,7 +259,7 @@ def test_worker_that_slept_through_its_lease_takes_nothing_back(alias: str, cloc
 
 def test_leases_expire_by_the_clock_of_the_database(alias: str, clock: ManualClock) -> None:
     """The real time-to-live, without a hand on the rows: free after the time and not before."""
-    from outbox.leases import RELAY, Presence
+    from outbox.coordination.leases import RELAY, Presence
 
     brief = timedelta(milliseconds=300)
     crashed, heir = (

@@ -11,8 +11,8 @@ import pytest
 from django.db import OperationalError, connections
 
 from outbox.brokers.memory import MemoryBroker
-from outbox.repository import OutboxRepository
-from outbox.rows import Failure
+from outbox.storage.repository import OutboxRepository
+from outbox.storage.rows import Failure
 from tests import factories
 from tests.factories import get, row, rows, status_counts, statuses
 from tests.relays import MakeRelay, sent_ids, step_until_idle

@@ -31,8 +31,8 @@ from hypothesis.stateful import (
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
 from outbox.lifecycle import UNFINISHED, Status
-from outbox.rows import Claim, Failure, Identity, Locked, NewRow
-from outbox.sql import from_db
+from outbox.storage.dialects import from_db
+from outbox.storage.rows import Claim, Failure, Identity, Locked, NewRow
 from tests import factories
 from tests.integration.repository_model import (
     BEGINNING,

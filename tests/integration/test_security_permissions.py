@@ -20,8 +20,8 @@ from django.urls import URLPattern, reverse
 from agent_events.notification.models import NotificationRecord, UserNotificationChannel
 from outbox.admin import RecordAdmin
 from outbox.admin.pages import DeadEvent, Route
-from outbox.catalog import service_models
 from outbox.models import OutboxMessage, RejectedRecord
+from outbox.registry.catalog import service_models
 from tests.integration.admin_rows import (
     HIDDEN,
     PAYLOAD,

@@ -18,9 +18,9 @@ from django.db import connection
 from django.db.models import Model
 from django.test import Client
 
-from outbox.catalog import repository_of
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import ConfigurationError
-from outbox.routes import ServiceRoute
+from outbox.registry.catalog import repository_of
 from tests.integration.admin_rows import DEAD, MESSAGES, REJECTED, Page, add_dead, pages, secret_rows, tables
 from tests.services import CHECKOUT
 

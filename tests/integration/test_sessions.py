@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
-from outbox import sessions
-from outbox.marks import OtherHands
-from outbox.sessions import bound_sessions, close_if_idle, worker_session
+from outbox.relay.confirmations import OtherHands
+from outbox.storage import sessions
+from outbox.storage.sessions import bound_sessions, close_if_idle, worker_session
 from tests.factories import TABLE, row
 from tests.threads import together
 from tests.transactions import connection_id_of, held_elsewhere
@@ -37,7 +37,7 @@ from datetime import timedelta
 import django
 django.setup()
 from django.db import connections, transaction
-from outbox.sessions import worker_session
+from outbox.storage.sessions import worker_session
 
 alias, name, row_id, idle_s = sys.argv[1:]
 connections[alias].settings_dict["NAME"] = name

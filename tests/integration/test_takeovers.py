@@ -10,10 +10,10 @@ from django.db import OperationalError, connections
 from django.test.utils import CaptureQueriesContext
 
 from outbox.brokers.base import IncomingRecord
-from outbox.heartbeat import Heartbeat
-from outbox.leases import CONSUMER, RELAY, Presence
+from outbox.consumer.takeovers import Takeovers
+from outbox.coordination.heartbeat import Heartbeat
+from outbox.coordination.leases import CONSUMER, RELAY, Presence
 from outbox.models import Worker
-from outbox.takeovers import Takeovers
 from tests.factories import TTL, database_now
 from tests.threads import together
 from tests.toys import SERVICE

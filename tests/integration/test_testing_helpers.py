@@ -14,10 +14,10 @@ from django.test import TestCase
 from agent_events.agent.events import AgentStateSnapshot
 from agent_events.agent.models import AgentOutboxMessage, AgentStateSnapshotRecord
 from outbox import Delivery, Discard, OnDead, Retry, event, handles, publish, publish_many, signals
-from outbox.catalog import forget_routes
-from outbox.contracts import contracts
-from outbox.handlers import handlers
+from outbox.declarations.contracts import contracts
+from outbox.declarations.handlers import handlers
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+from outbox.registry.catalog import forget_routes
 from outbox.testing import CapturedEvent, DrainError, captured_events, drain
 from tests.conftest import Configure
 

@@ -13,12 +13,12 @@ import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
+from outbox.declarations.routes import ServiceRoute
 from outbox.fields import UtcNow
-from outbox.installations import installation_id
 from outbox.models import RejectedRecord, ShardLease, Worker
-from outbox.relay import Relay
-from outbox.routes import ServiceRoute
+from outbox.relay.loop import Relay
+from outbox.storage.installations import installation_id
 from tests import factories
 from tests.contract.brokers import KafkaHarness
 from tests.factories import statuses

@@ -16,10 +16,10 @@ from django.db import connections
 from agent_events.agent.models import AgentOutboxMessage
 from agent_events.task.models import TaskOutboxMessage
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import route_registry
+from outbox.contrib.shared_table.relocation import Rehoming
 from outbox.management.status_report import is_stalled
-from outbox.rehoming import Rehoming
-from outbox.statistics import oldest_due_age, service_status
+from outbox.operations.statistics import oldest_due_age, service_status
+from outbox.registry.catalog import route_registry
 from tests import factories
 from tests.relays import MakeRelay, step_until_idle
 from tests.toys import Toys, effect_ids

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from django.db import OperationalError, connections, transaction
 
-from outbox import Delivery, sessions
+from outbox import Delivery
 from outbox.brokers.memory import MemoryBroker
-from outbox.consumer import Consumer
+from outbox.consumer.loop import Consumer
+from outbox.coordination.heartbeat import Heartbeat
+from outbox.coordination.leases import CONSUMER, Presence
 from outbox.fields import SHARD_COUNT
-from outbox.heartbeat import Heartbeat
-from outbox.leases import CONSUMER, Presence
 from outbox.models import Worker
+from outbox.storage import sessions
 from tests import factories
 from tests.consumers import deliver, published
 from tests.factories import TABLE, get, statuses

@@ -12,10 +12,10 @@ from django.db import connections, transaction
 
 from outbox import publish
 from outbox.brokers.memory import MemoryBroker
-from outbox.catalog import relay_hints, wake_up_place
+from outbox.coordination.shutdown import StopFlag
+from outbox.coordination.wakeups import WakeUpSocket, open_wake_ups
 from outbox.lifecycle import Status
-from outbox.shutdown import StopFlag
-from outbox.wakeups import WakeUpSocket, open_wake_ups
+from outbox.registry.catalog import relay_hints, wake_up_place
 from tests import factories
 from tests.conftest import Configure
 from tests.consumers import deliver, published

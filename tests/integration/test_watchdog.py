@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from django.db import Error, connections, transaction
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.watchdog import HUNG_EXIT_CODE, Watchdog
 from outbox.exceptions import HandlerTimeoutError
-from outbox.watchdog import HUNG_EXIT_CODE, Watchdog
 from tests.services import CHECKOUT
 from tests.threads import Threads
 from tests.toys import ToyEffect

@@ -13,10 +13,10 @@ from django.db import transaction
 from agent_events.agent.models import AgentOutboxMessage
 from outbox import Discard, Retry
 from outbox.brokers.memory import MemoryBroker
-from outbox.consumer import Consumer
-from outbox.envelope import encode_envelope
+from outbox.consumer.loop import Consumer
 from outbox.exceptions import BrokerUnavailableError
-from outbox.relay import Relay
+from outbox.relay.loop import Relay
+from outbox.wire.envelope import encode_envelope
 from tests import factories
 from tests.toys import HANDLED, PARKED, PARKED_BULK, ManualClock, ToyEffect, Toys
 from tests.transactions import deadlock_of

@@ -7,11 +7,11 @@ from typing import Final
 
 import msgspec
 
+from outbox.consumer.planning import Plan, Readable, make_plan, waits_until
+from outbox.declarations.handlers import Delivery, Handler
 from outbox.exceptions import TooManyInterruptionsError, UnreadableError
-from outbox.handlers import Delivery, Handler
 from outbox.lifecycle import UNFINISHED, Status
-from outbox.planning import Plan, Readable, make_plan, waits_until
-from outbox.rows import Blocker, Locked
+from outbox.storage.rows import Blocker, Locked
 from tests.model.case import Case
 from tests.model.state import Row, Transaction, row_of
 from tests.model.strangers import look_at_strangers, matching

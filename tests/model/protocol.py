@@ -1,8 +1,8 @@
 """The protocol of relay, topic and consumer as a transition system: frozen states, pure functions from one to the next.
 
 What the project's pure modules decide is decided by them: ``outbox.lifecycle`` says which statuses a move is legal
-from, ``outbox.planning`` what a consumer delivers, buries and puts back, and until when. The rest repeats in a few
-lines what relay, marks, repository, handling and consumer do, with one step for each moment at which others see a
+from, ``outbox.consumer.planning`` what a consumer delivers, buries and puts back, and until when. The rest repeats in
+a few lines what relay, marks, repository, handling and consumer do, with one step for each moment at which others see a
 difference or a crash makes one.
 
 What stands for what

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.backoff import RetryPolicy, delay
+from outbox.declarations.backoff import RetryPolicy, delay
 
 NO_JITTER = RetryPolicy(base=timedelta(seconds=1), cap=timedelta(minutes=10), jitter=0.0)
 

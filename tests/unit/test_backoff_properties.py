@@ -8,7 +8,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.backoff import RetryPolicy, delay
+from outbox.declarations.backoff import RetryPolicy, delay
 from tests.properties import bounded
 
 MICROSECOND = timedelta(microseconds=1)

@@ -9,7 +9,7 @@ from tests.services import CHECKOUT
 
 TELL_WHERE_THREADS_ARE_WHILE_GARBAGE_IS_FOUND = """
 import gc, threading
-from outbox.bounded import log_stack
+from outbox.consumer.bounded import log_stack
 for _ in range(20):
     ended = threading.Event()
     threads = [threading.Thread(target=ended.wait) for _ in range(20)]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from outbox.envelope import INSTALLATION_HEADER, decode_message
+from outbox.wire.envelope import INSTALLATION_HEADER, decode_message
 from tests.chaos import foreign_records, strangers
 from tests.chaos.disks import TablesDisk
 from tests.chaos.errors import ImpossibleError

@@ -8,7 +8,7 @@ from typing import cast
 
 import pytest
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock
 from tests.chaos.cluster import Cluster

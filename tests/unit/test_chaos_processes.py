@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
 from tests.acceptance.probe.names import HOOK_ERROR
 from tests.acceptance.workers import Worker
 from tests.chaos.clocks import Clock

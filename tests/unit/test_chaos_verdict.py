@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from outbox.backstop import BACKSTOP_SIGNAL
+from outbox.consumer.backstop import BACKSTOP_SIGNAL
 from outbox.exceptions import ConnectionLostError
 from tests.acceptance.plans import Journal
 from tests.acceptance.probe.trace import Mark

@@ -15,10 +15,10 @@ from django.db import connections
 from django.test.utils import isolate_apps
 
 from outbox import RetryPolicy
-from outbox.brokers import _kafka_ways
+from outbox.brokers.kafka import ways as kafka_ways
 from outbox.checks import TAG, broker, check_configuration, check_tables, databases, declarations, options
-from outbox.contracts import ContractRegistry, event
-from outbox.handlers import HandlerRegistry
+from outbox.declarations.contracts import ContractRegistry, event
+from outbox.declarations.handlers import HandlerRegistry
 from outbox.models import OutboxMessage
 from outbox.routers import ServiceRouter
 from tests.services import CHECKOUT
@@ -166,7 +166,7 @@ def test_traceparent_that_is_no_function_is_an_error(check: Check, path: str) ->
 
 
 def test_traceparent_function_is_accepted(check: Check) -> None:
-    assert "outbox.E006" not in check(TRACEPARENT="outbox.tracing.current_traceparent")
+    assert "outbox.E006" not in check(TRACEPARENT="outbox.wire.tracing.current_traceparent")
 
 
 # --- the client of Kafka ---------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_untested_version_of_the_client_is_a_warning(check: Check, monkeypatch: 
 
 def test_client_that_is_made_otherwise_is_a_warning(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "outbox.W024" not in check(BROKER=KAFKA)
-    monkeypatch.setattr(_kafka_ways, "reading_fault", lambda: "AttributeError: no '_buffer'")
+    monkeypatch.setattr(kafka_ways, "reading_fault", lambda: "AttributeError: no '_buffer'")
 
     [message] = check(BROKER=KAFKA)["outbox.W024"]
 
@@ -199,7 +199,9 @@ def test_client_that_is_made_otherwise_is_a_warning(check: Check, monkeypatch: p
 # --- the broker --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backend", ["kafak", "nowhere.Broker", "outbox.routes.ServiceRoute", "outbox", ""])
+@pytest.mark.parametrize(
+    "backend", ["kafak", "nowhere.Broker", "outbox.declarations.routes.ServiceRoute", "outbox", ""]
+)
 def test_unknown_backend_is_an_error(check: Check, backend: str) -> None:
     found = check(BROKER={"BACKEND": backend})
     assert "outbox.E021" in found

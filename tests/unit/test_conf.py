@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from outbox.backoff import RetryPolicy
 from outbox.conf import OutboxSettings, on_settings_reset, outbox_settings
+from outbox.declarations.backoff import RetryPolicy
 from outbox.exceptions import ConfigurationError
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from outbox import conf
-from outbox.brokers._kafka_options import KafkaOptions
+from outbox.brokers.kafka.options import KafkaOptions
 from tests.services import CHECKOUT
 
 DOCUMENT = (CHECKOUT / "docs" / "configuration.md").read_text()

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from outbox import OnDead, RetryPolicy, event, upcasts
-from outbox.contracts import KEY_MAX_LENGTH, ContractRegistry, EventContract
+from outbox.declarations.contracts import KEY_MAX_LENGTH, ContractRegistry, EventContract
 from outbox.exceptions import (
     ConfigurationError,
     EventOwnerConflictError,
@@ -336,8 +336,8 @@ def test_unknown_types_are_an_error(registry: ContractRegistry) -> None:
 
 
 def test_every_contract_of_the_project_belongs_to_a_service_of_the_project() -> None:
-    from outbox.catalog import route_registry
-    from outbox.contracts import contracts
+    from outbox.declarations.contracts import contracts
+    from outbox.registry.catalog import route_registry
 
     assert {contract.service for contract in contracts} <= set(route_registry().catalog.services)
     assert route_registry().resolve("agent.state.snapshot.persist").service == "agent"

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.envelope import (
+from outbox.exceptions import EnvelopeError
+from outbox.wire.envelope import (
     INSTALLATION_HEADER,
     REFERENCE_HEADER,
     Envelope,
@@ -20,7 +21,6 @@ from outbox.envelope import (
     encode_message,
     headers_of,
 )
-from outbox.exceptions import EnvelopeError
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 filled_texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)

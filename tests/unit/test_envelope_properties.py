@@ -11,7 +11,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from outbox.envelope import (
+from outbox.exceptions import EnvelopeError
+from outbox.wire.envelope import (
     REFERENCE_HEADER,
     Envelope,
     Message,
@@ -21,7 +22,6 @@ from outbox.envelope import (
     encode_message,
     headers_of,
 )
-from outbox.exceptions import EnvelopeError
 from tests.properties import bounded
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.sampled_from(

@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.admin.rendering import SHOWN_CHARACTERS, shown_bytes, shown_json, visible
-from outbox.contracts import ContractRegistry, contracts, event, upcasts
-from outbox.envelope import (
+from outbox.declarations.contracts import ContractRegistry, contracts, event, upcasts
+from outbox.exceptions import EnvelopeError, PayloadError, UnknownVersionError
+from outbox.wire.envelope import (
     Envelope,
     Message,
     decode_envelope,
@@ -23,7 +24,6 @@ from outbox.envelope import (
     encode_message,
     headers_of,
 )
-from outbox.exceptions import EnvelopeError, PayloadError, UnknownVersionError
 from tests import fuzz
 from tests.fuzz import fuzzing
 from tests.unit.test_service_contracts import EVENTS

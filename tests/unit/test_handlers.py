@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from outbox import Delivery, Discard, Retry, event, handles
-from outbox.contracts import ContractRegistry
+from outbox.declarations.contracts import ContractRegistry
+from outbox.declarations.handlers import Handler, HandlerRegistry
 from outbox.exceptions import ConfigurationError
-from outbox.handlers import Handler, HandlerRegistry
 
 
 class Thing(msgspec.Struct):

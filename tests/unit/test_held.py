@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.brokers.base import IncomingRecord
-from outbox.held import HOLD_FOR, YOUNG_FOR, HeldRecords
+from outbox.consumer.held import HOLD_FOR, YOUNG_FOR, HeldRecords
 from tests.properties import bounded
 from tests.toys import ManualClock
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from outbox.brokers.base import Positions
-from outbox.horizon import DeliveryHorizon
+from outbox.relay.watermark import DeliveryHorizon
 
 
 def at(minute: int) -> datetime:

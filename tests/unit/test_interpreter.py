@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from outbox.interpreter import set_up_for_batches
+from outbox.workers.interpreter import set_up_for_batches
 
 
 def state() -> tuple[float, tuple[int, int, int], int]:

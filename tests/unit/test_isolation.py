@@ -19,8 +19,11 @@ from django.db.utils import DatabaseError, IntegrityError, OperationalError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.call_failures import CallFailedError, Deliveries
-from outbox.database_errors import ErrorKind
+from outbox.consumer.call_failures import CallFailedError, Deliveries
+from outbox.consumer.isolation import HandlerCalls, LockBudget, Ran
+from outbox.consumer.planning import Readable
+from outbox.coordination.database_errors import ErrorKind
+from outbox.declarations.handlers import Delivery, Handler
 from outbox.exceptions import (
     FailedDeliveries,
     HandlerExitError,
@@ -28,9 +31,6 @@ from outbox.exceptions import (
     UndoneEffectsError,
     UnfinishedCallError,
 )
-from outbox.handlers import Delivery, Handler
-from outbox.isolation import HandlerCalls, LockBudget, Ran
-from outbox.planning import Readable
 from tests.factories import WATCHDOG
 from tests.properties import bounded
 from tests.toys import ManualClock, ToyEffect, effect_ids

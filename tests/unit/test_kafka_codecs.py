@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from kafka import codec
 
-from outbox.brokers import _kafka_codecs as codecs
-from outbox.brokers.kafka import KafkaBroker
+from outbox.brokers.kafka import KafkaBroker, codecs
 from outbox.checks.broker import check_broker
 from outbox.exceptions import ConfigurationError
 from tests.conftest import Configure

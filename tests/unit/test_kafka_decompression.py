@@ -18,16 +18,15 @@ from kafka.record.legacy_records import LegacyRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import calc_crc32
 
-from outbox.brokers import _kafka_codecs as codecs
-from outbox.brokers import _kafka_unreadable
-from outbox.brokers._kafka_group import _incoming
-from outbox.brokers._kafka_poll import PollFullError, PollRoom
-from outbox.brokers._kafka_producer import BATCH_BYTES
-from outbox.brokers._kafka_records import FetchedRecords
-from outbox.brokers._kafka_unreadable import UNREADABLE
-from outbox.brokers.kafka import KafkaBroker
+from outbox.brokers.kafka import KafkaBroker, codecs
+from outbox.brokers.kafka import unreadable as kafka_unreadable
+from outbox.brokers.kafka.group import _incoming
+from outbox.brokers.kafka.poll import PollFullError, PollRoom
+from outbox.brokers.kafka.producer import BATCH_BYTES
+from outbox.brokers.kafka.records import FetchedRecords
+from outbox.brokers.kafka.unreadable import UNREADABLE
+from outbox.consumer.reading import decode_records
 from outbox.exceptions import ConfigurationError
-from outbox.reading import decode_records
 from tests.unit.test_kafka_records import batch_of
 
 MIB = 1024 * 1024
@@ -270,7 +269,7 @@ def test_lz4_of_format_0_is_not_read_and_says_so() -> None:
 
 
 def test_old_message_with_a_wrong_checksum_is_believed_at_the_third_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kafka_unreadable, "_damaged", type(_kafka_unreadable._damaged)())
+    monkeypatch.setattr(kafka_unreadable, "_damaged", type(kafka_unreadable._damaged)())
     raw = bytearray(message_set(1, [(b"key", b"value")]))
     raw[-1] ^= 0xFF
     for _ in range(2):

@@ -22,9 +22,9 @@ from kafka.producer.sender import Sender
 from kafka.record.default_records import DefaultRecordBatchBuilder
 from kafka.record.memory_records import MemoryRecords
 
-from outbox.brokers import _kafka_encoding as encoding
-from outbox.brokers._kafka_producer import _Entry, _Link
 from outbox.brokers.base import OutgoingRecord
+from outbox.brokers.kafka import encoding
+from outbox.brokers.kafka.producer import _Entry, _Link
 
 TOPIC = "outbox.toys"
 MS = 1_700_000_000_000

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from outbox.brokers._kafka_ledger import Ledger
 from outbox.brokers.base import IncomingRecord
+from outbox.brokers.kafka.ledger import Ledger
 
 
 def _ledger(*, max_records: int = 100, max_bytes: int = 1_000_000, partitions: tuple[int, ...] = (0, 1)) -> Ledger:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from outbox.brokers import BACKENDS, load_backend
-from outbox.brokers._kafka_options import KafkaOptions
 from outbox.brokers.base import Broker
 from outbox.brokers.kafka import KafkaBroker
+from outbox.brokers.kafka.options import KafkaOptions
 from outbox.brokers.memory import MemoryBroker
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
-from outbox.routes import ServiceRoute
 
 ROUTE = ServiceRoute(service="agent", table="t", topic="agent.outbox", group="agent-consumer")
 PASSWORD = "correct-horse-battery"
@@ -293,7 +293,7 @@ def test_member_claims_only_partitions_that_it_has() -> None:
     """kafka-python 3.0 would claim what it was assigned before the group threw it out; see the assignor."""
     from kafka import TopicPartition
 
-    from outbox.brokers._kafka_group import OwnedPartitionsAssignor
+    from outbox.brokers.kafka.group import OwnedPartitionsAssignor
 
     owned = {TopicPartition("topic", 0), TopicPartition("topic", 3)}
     assignor = OwnedPartitionsAssignor()

@@ -14,9 +14,12 @@ import pytest
 from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaTimeoutError
 
-from outbox.brokers import _kafka_encoding, _kafka_private, _kafka_records, _kafka_ways
-from outbox.brokers._kafka_client import abandon
-from outbox.brokers._kafka_private import Part, close_client, untested_version
+from outbox.brokers.kafka import encoding as kafka_encoding
+from outbox.brokers.kafka import private as kafka_private
+from outbox.brokers.kafka import records as kafka_records
+from outbox.brokers.kafka import ways as kafka_ways
+from outbox.brokers.kafka.client import abandon
+from outbox.brokers.kafka.private import Part, close_client, untested_version
 from tests.unit.test_kafka_encoding import TOPIC, call, held, producer
 from tests.waiting import wait_until
 
@@ -27,15 +30,15 @@ SOON_S = 5.0
 @pytest.fixture(autouse=True)
 def _as_at_start(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Begin and end with nothing tried and nothing said."""
-    monkeypatch.setattr(_kafka_private, "_said", set())
+    monkeypatch.setattr(kafka_private, "_said", set())
     forget()
     yield
     forget()
 
 
 def forget() -> None:
-    _kafka_ways.writing_fault.cache_clear()
-    _kafka_ways.reading_fault.cache_clear()
+    kafka_ways.writing_fault.cache_clear()
+    kafka_ways.reading_fault.cache_clear()
 
 
 # --- the version -----------------------------------------------------------------------------------------------------
@@ -55,9 +58,9 @@ def test_installed_version_is_within_the_bound_and_every_place_says_the_same() -
     assert untested_version() == ""
     project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]
     [stated] = project["optional-dependencies"]["kafka"]
-    assert stated.replace("[crc32c,lz4,snappy,zstd]", "") == _kafka_private.REQUIREMENT
-    low, high = (".".join(map(str, each)) for each in (_kafka_private.TESTED_FROM, _kafka_private.TESTED_BEFORE))
-    assert f"kafka-python>={low},<{high}" == _kafka_private.REQUIREMENT
+    assert stated.replace("[crc32c,lz4,snappy,zstd]", "") == kafka_private.REQUIREMENT
+    low, high = (".".join(map(str, each)) for each in (kafka_private.TESTED_FROM, kafka_private.TESTED_BEFORE))
+    assert f"kafka-python>={low},<{high}" == kafka_private.REQUIREMENT
     pinned = next(line for line in (CHECKOUT / "requirements.txt").read_text().splitlines() if "kafka-python[" in line)
     assert untested_version(pinned.partition("==")[2]) == ""
 
@@ -66,47 +69,47 @@ def test_installed_version_is_within_the_bound_and_every_place_says_the_same() -
 
 
 def test_both_ways_agree() -> None:
-    assert _kafka_ways.faults() == {}
+    assert kafka_ways.faults() == {}
 
 
 def test_where_our_batch_would_be_another_send_is_used(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(_kafka_encoding, "_varints", WrongVarints())
+    monkeypatch.setattr(kafka_encoding, "_varints", WrongVarints())
 
     with producer() as client:
         for _ in range(2):
-            writer = _kafka_ways.writer(client)
+            writer = kafka_ways.writer(client)
             with writer.batch():
                 writer.write(TOPIC, **call(headers=(("name", b"header"),)))
         [[batch]] = held(client).values()
 
-    assert isinstance(writer, _kafka_ways.PublicWriter)
+    assert isinstance(writer, kafka_ways.PublicWriter)
     assert b"header" in batch
     [record] = caplog.records
     assert "records are encoded by send(), at twice the cost (the batch has other bytes" in record.getMessage()
 
 
-class WrongVarints(_kafka_encoding._Varints):
+class WrongVarints(kafka_encoding._Varints):
     def __getitem__(self, number: int) -> bytes:
         return super().__getitem__(number) if number else b"\x01"
 
 
 def test_where_keys_would_go_elsewhere_send_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_kafka_encoding.partitioner, "murmur2", lambda _: 7)
+    monkeypatch.setattr(kafka_encoding.partitioner, "murmur2", lambda _: 7)
 
-    assert "belongs to another partition" in _kafka_ways.writing_fault()
+    assert "belongs to another partition" in kafka_ways.writing_fault()
 
 
 def test_where_our_records_would_be_others_the_client_reads_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read = _kafka_records._read_bytes
-    monkeypatch.setattr(_kafka_records, "_read_bytes", lambda buffer, at: (b"odd", read(buffer, at)[1]))
+    read = kafka_records._read_bytes
+    monkeypatch.setattr(kafka_records, "_read_bytes", lambda buffer, at: (b"odd", read(buffer, at)[1]))
     consumer = SimpleNamespace(_fetcher=SimpleNamespace(PartitionRecords=Fetcher.PartitionRecords))
 
     for _ in range(2):
-        _kafka_ways.read_whatever_lies_there(consumer)
+        kafka_ways.read_whatever_lies_there(consumer)
 
     assert consumer._fetcher.PartitionRecords is Fetcher.PartitionRecords
     [record] = caplog.records
@@ -117,23 +120,23 @@ def test_client_whose_modules_are_gone_is_used_by_its_public_interface(monkeypat
     def gone() -> str:
         raise ImportError("No module named 'kafka.record.util'")
 
-    for module in (_kafka_encoding, _kafka_records):
+    for module in (kafka_encoding, kafka_records):
         monkeypatch.setattr(module, "difference", gone)
 
-    assert set(_kafka_ways.faults()) == {Part.WRITING, Part.READING}
-    assert "ImportError: No module named" in _kafka_ways.faults()[Part.READING]
+    assert set(kafka_ways.faults()) == {Part.WRITING, Part.READING}
+    assert "ImportError: No module named" in kafka_ways.faults()[Part.READING]
 
 
 def test_self_test_runs_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(_kafka_encoding, "difference", lambda: calls.append("encoding") or "")
-    monkeypatch.setattr(_kafka_records, "difference", lambda: calls.append("records") or "")
+    monkeypatch.setattr(kafka_encoding, "difference", lambda: calls.append("encoding") or "")
+    monkeypatch.setattr(kafka_records, "difference", lambda: calls.append("records") or "")
 
     with producer() as one, producer() as other:
         for client in (one, other):
-            _kafka_ways.writer(client)
-        _kafka_ways.faults()
-        _kafka_ways.faults()
+            kafka_ways.writer(client)
+        kafka_ways.faults()
+        kafka_ways.faults()
 
     assert sorted(calls) == ["encoding", "records"]
 
@@ -152,7 +155,7 @@ class Client:
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
-    monkeypatch.setattr(_kafka_private, "_END_S", 0.05)
+    monkeypatch.setattr(kafka_private, "_END_S", 0.05)
     made = Client()
     yield made
     made.ended.set()

@@ -17,16 +17,17 @@ from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchB
 from kafka.record.memory_records import MemoryRecords
 from kafka.record.util import calc_crc32c, decode_varint, encode_varint
 
-from outbox.brokers import _kafka_codecs, _kafka_records
-from outbox.brokers._kafka_group import _incoming
-from outbox.brokers._kafka_poll import PollRoom
-from outbox.brokers._kafka_records import UNREADABLE_HEADERS, FetchedBatches, FetchedRecords, PackedHeaders
-from outbox.brokers._kafka_unreadable import UNREADABLE
 from outbox.brokers.base import IncomingRecord
+from outbox.brokers.kafka import codecs as kafka_codecs
+from outbox.brokers.kafka import records as kafka_records
+from outbox.brokers.kafka.group import _incoming
+from outbox.brokers.kafka.poll import PollRoom
+from outbox.brokers.kafka.records import UNREADABLE_HEADERS, FetchedBatches, FetchedRecords, PackedHeaders
+from outbox.brokers.kafka.unreadable import UNREADABLE
 
 HEAD = DefaultRecordBatch.HEADER_STRUCT.size
 BASE = 1_000
-CODECS = {"none": 0, **{name: number for number, name in _kafka_codecs.NAMES.items()}}
+CODECS = {"none": 0, **{name: number for number, name in kafka_codecs.NAMES.items()}}
 Headers = tuple[tuple[str, bytes], ...]
 
 
@@ -69,7 +70,7 @@ def test_whole_batches_are_read_as_they_are(compression: int) -> None:
     assert [(record.offset, record.value) for record in found] == list(enumerate(values, BASE))
 
 
-@pytest.mark.parametrize("compression", [1, 2, 3, 4], ids=_kafka_codecs.NAMES.get)
+@pytest.mark.parametrize("compression", [1, 2, 3, 4], ids=kafka_codecs.NAMES.get)
 @given(data=st.data())
 def test_any_damage_ends_at_the_last_offset(compression: int, data: st.DataObject) -> None:
     """Whatever the libraries raise at it."""
@@ -244,7 +245,7 @@ def test_headers_are_read_by_who_asks_only(monkeypatch: pytest.MonkeyPatch) -> N
         places.append(at)
         return decode_varint(buffer, at)
 
-    monkeypatch.setattr(_kafka_records, "decode_varint", counted)
+    monkeypatch.setattr(kafka_records, "decode_varint", counted)
     raw = with_headers(*[(f"name-{number}", b"value") for number in range(10)])
     [record] = read(raw)
     assert len(places) == 6  # length, moment, offset, key, value, how many headers

@@ -21,7 +21,7 @@ from kafka.net.connection import KafkaConnection
 from kafka.net.manager import KafkaConnectionManager
 from kafka.net.transport import KafkaSSLTransport, KafkaTCPTransport
 
-from outbox.brokers._kafka_refusals import FRESH_S, Refusals, explain
+from outbox.brokers.kafka.refusals import FRESH_S, Refusals, explain
 
 WRONG_PASSWORD = SaslAuthenticationFailedError("SaslAuthenticationFailedError: Invalid username or password")
 MUTE = KafkaConnectionError("socket disconnected")

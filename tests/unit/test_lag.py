@@ -6,9 +6,9 @@ import threading
 from collections.abc import Sequence
 from datetime import timedelta
 
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
-from outbox.lag import LagProbe
-from outbox.routes import ServiceRoute
+from outbox.workers.lag import LagProbe
 from tests.toys import ManualClock
 from tests.waiting import wait_until
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outbox.coordination.leases import fair_share, new_worker_id
 from outbox.fields import SHARD_COUNT
-from outbox.leases import fair_share, new_worker_id
 
 workers = st.sets(st.text("abcdef:-0123", min_size=1, max_size=6), min_size=1, max_size=40)
 

@@ -14,7 +14,7 @@ from outbox import log_text
 from outbox.log_text import OneLineFilter, get_logger, one_line
 from tests.services import CHECKOUT
 
-FORGED: Final = "2026-01-01 00:00:00 ERROR outbox.relay row 7 is dead"
+FORGED: Final = "2026-01-01 00:00:00 ERROR outbox.relay.loop row 7 is dead"
 HUGE: Final = 5_000_000
 
 
@@ -195,4 +195,4 @@ def test_every_module_takes_its_logger_from_here() -> None:
         if re.search(r"logging\.(getLogger|debug|info|warning|error|exception|critical|log)\(", line)
     ]
     ours = [line for line in found if not line.startswith("outbox/log_text.py")]
-    assert ours == ["outbox/brokers/_kafka_client.py: logging.getLogger(name).addFilter(_without_credentials)"]
+    assert ours == ["outbox/brokers/kafka/client.py: logging.getLogger(name).addFilter(_without_credentials)"]

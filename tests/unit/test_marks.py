@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from outbox.marks import OtherHands, OwnHand, PublishedMarks
-from outbox.rows import Marked
+from outbox.relay.confirmations import OtherHands, OwnHand, PublishedMarks
+from outbox.storage.rows import Marked
 
 DEADLINE_S = 10
 

@@ -8,8 +8,8 @@ import pytest
 
 from outbox.brokers.base import OutgoingRecord
 from outbox.brokers.memory import MemoryBroker
+from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError, ConfigurationError
-from outbox.routes import ServiceRoute
 
 ROUTE = ServiceRoute(service="agent", table="t", topic="agent.outbox", group="agent-consumer")
 SOON = timedelta(milliseconds=50)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox import nesting
-from outbox.nesting import NESTING_LIMIT, is_nested_too_deep
+from outbox.wire import nesting
+from outbox.wire.nesting import NESTING_LIMIT, is_nested_too_deep
 
 
 def depth_of(value: Any) -> int:

@@ -10,7 +10,7 @@ import pytest
 from django.dispatch import Signal
 
 from outbox import signals
-from outbox.observers import progress_log
+from outbox.workers.observers import progress_log
 from tests.toys import ManualClock
 from tests.waiting import wait_until
 
@@ -23,7 +23,7 @@ Lines = Callable[[], list[logging.LogRecord]]
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Lines:
     """Return a function that returns what was logged."""
-    caplog.set_level(logging.INFO, logger="outbox.observers")
+    caplog.set_level(logging.INFO, logger="outbox.workers.observers")
     return lambda: caplog.records
 
 

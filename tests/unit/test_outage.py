@@ -9,9 +9,9 @@ import pytest
 from django.db import OperationalError, ProgrammingError
 
 from outbox import signals
-from outbox.database_errors import ErrorKind
+from outbox.coordination.connection_backoff import PAUSES, ConnectionBackoff, is_fault
+from outbox.coordination.database_errors import ErrorKind
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
-from outbox.outage import PAUSES, ConnectionBackoff, is_fault
 
 ERROR = ConnectionError("refused")
 

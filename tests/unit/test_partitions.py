@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.partitions import decode_partitions, encode_partitions, names_partition, without_partitions
+from outbox.coordination.partitions import decode_partitions, encode_partitions, names_partition, without_partitions
 
 partitions = st.sets(st.integers(min_value=0, max_value=3000), max_size=60)
 lengths = st.integers(min_value=9, max_value=60)

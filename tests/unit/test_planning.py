@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.handlers import Handler
-from outbox.planning import Readable, group, lost_before, make_plan, waits_until
-from outbox.rows import Blocker, Locked
+from outbox.consumer.planning import Readable, group, lost_before, make_plan, waits_until
+from outbox.declarations.handlers import Handler
+from outbox.storage.rows import Blocker, Locked
 from tests.plans import BATCH, OTHER, SINGLE, Nothing, locked, parks_key, read, readable
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

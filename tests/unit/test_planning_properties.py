@@ -11,9 +11,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.handlers import Delivery, Handler
-from outbox.planning import Plan, group, make_plan, waits_until
-from outbox.rows import Blocker, Locked
+from outbox.consumer.planning import Plan, group, make_plan, waits_until
+from outbox.declarations.handlers import Delivery, Handler
+from outbox.storage.rows import Blocker, Locked
 from tests.plans import DIES, DIES_AND_PARKS, HANDLERS, locked, parks_key, read, readable
 from tests.properties import bounded
 

@@ -9,8 +9,8 @@ import pytest
 
 from outbox import OnDead, RetryPolicy, event
 from outbox.conf import ConsumerOptions, EventOptions, OutboxSettings
-from outbox.contracts import ContractRegistry
-from outbox.policies import EventPolicies
+from outbox.declarations.contracts import ContractRegistry
+from outbox.registry.policies import EventPolicies
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from outbox.redelivery import LONGEST_PAUSE, pause_before_redelivery
+from outbox.relay.redelivery import LONGEST_PAUSE, pause_before_redelivery
 
 FIVE = timedelta(minutes=5)
 SECOND = timedelta(seconds=1)

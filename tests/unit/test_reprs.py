@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from outbox.brokers._kafka_options import KafkaOptions
+from outbox.brokers.kafka.options import KafkaOptions
 from outbox.conf import outbox_settings
 
 

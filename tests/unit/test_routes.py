@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from outbox.declarations.routes import RouteRegistry, ServiceCatalog, ServiceRoute
 from outbox.exceptions import ConfigurationError, EventOwnerConflictError, UnknownEventTypeError, UnknownServiceError
-from outbox.routes import RouteRegistry, ServiceCatalog, ServiceRoute
 
 # The table of the five services, word for word.
 FIVE = [
@@ -42,7 +42,7 @@ def test_names_of_the_five_services_follow_from_the_rule(service: str, table: st
 
 @pytest.mark.parametrize(("service", "table", "topic", "group"), FIVE)
 def test_the_project_has_the_five_services_under_their_names(service: str, table: str, topic: str, group: str) -> None:
-    from outbox.catalog import route_registry, service_models
+    from outbox.registry.catalog import route_registry, service_models
 
     route = route_registry().catalog.route(service)
 
@@ -51,14 +51,14 @@ def test_the_project_has_the_five_services_under_their_names(service: str, table
 
 
 def test_the_project_has_no_other_service() -> None:
-    from outbox.catalog import route_registry
+    from outbox.registry.catalog import route_registry
 
     assert sorted(route_registry().catalog.services) == sorted(service for service, *_ in FIVE)
     assert route_registry().catalog.shared_names() == []
 
 
 def test_a_service_knows_the_event_types_of_the_others() -> None:
-    from outbox.catalog import repository_of
+    from outbox.registry.catalog import repository_of
 
     repository = repository_of("agent")
 
@@ -87,7 +87,7 @@ def test_each_name_can_be_overridden() -> None:
 
 
 def test_each_name_can_be_overridden_by_configuration(settings: object) -> None:
-    from outbox.catalog import repository_of, route_registry
+    from outbox.registry.catalog import repository_of, route_registry
 
     settings.OUTBOX = {  # type: ignore[attr-defined]
         "NAMESPACE": "other",

@@ -17,7 +17,7 @@ from agent_events.bulk import MAX_CHARACTERS, MAX_ROWS, chunks
 from agent_events.conf import smartflow_settings
 from agent_events.memory.events import idempotency_key, memory_extract
 from agent_events.notification.events import dedupe_key
-from outbox.contracts import contracts
+from outbox.declarations.contracts import contracts
 from outbox.exceptions import ConfigurationError, InvalidEventError, PayloadError
 
 MOMENT = "2026-03-01T08:30:00.5+08:00"

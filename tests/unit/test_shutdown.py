@@ -13,7 +13,7 @@ from types import FrameType
 
 import pytest
 
-from outbox.shutdown import StopFlag, stop_on_signals
+from outbox.coordination.shutdown import StopFlag, stop_on_signals
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -102,7 +102,7 @@ def test_everybody_who_waits_is_woken_and_stays_so() -> None:
 WAITS_FOR_SIGNALS = """
 import os, signal, threading
 from datetime import timedelta
-from outbox.shutdown import stop_on_signals
+from outbox.coordination.shutdown import stop_on_signals
 
 for round in range(300):
     with stop_on_signals() as stop:

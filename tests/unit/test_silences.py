@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outbox.silences import Silences
+from outbox.coordination.silences import Silences
 
 
 class Time:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from outbox.consumer.statements import StatementWatch
 from outbox.exceptions import TransactionEndedError
-from outbox.statements import StatementWatch
 
 VENDORS = ("mysql", "postgresql", "sqlite")
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from outbox.shutdown import StopFlag
-from outbox.supervisor import Supervisor
+from outbox.coordination.shutdown import StopFlag
+from outbox.workers.supervisor import Supervisor
 from tests.toys import ManualClock
 from tests.waiting import wait_until
 
@@ -81,7 +81,7 @@ def test_what_ends_is_started_again_after_pauses_that_grow(
 ) -> None:
     clock = ManualClock()
     script = Script(clock, lifetimes)
-    monkeypatch.setattr("outbox.supervisor.subprocess.Popen", script)
+    monkeypatch.setattr("outbox.workers.supervisor.subprocess.Popen", script)
     out = io.StringIO()
 
     stop = Passing(clock, lambda: len(script.started_at) == len(lifetimes))
@@ -98,7 +98,7 @@ def test_what_ends_is_started_again_after_pauses_that_grow(
 def test_one_that_ends_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = ManualClock()
     script = Script(clock, [0.0, 1000.0, 1000.0])
-    monkeypatch.setattr("outbox.supervisor.subprocess.Popen", script)
+    monkeypatch.setattr("outbox.workers.supervisor.subprocess.Popen", script)
     out = io.StringIO()
 
     stop = Passing(clock, lambda: len(script.started_at) == 3)

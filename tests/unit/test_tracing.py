@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from outbox.tracing import TraceparentSource, current_traceparent, traceparent
+from outbox.wire.tracing import TraceparentSource, current_traceparent, traceparent
 
 
 def test_there_is_none_outside_a_handler() -> None:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.waiting import WIDEST, WaitingEvents
+from outbox.consumer.waiting import WIDEST, WaitingEvents
 
 SECOND = timedelta(seconds=1)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from outbox.shutdown import StopFlag
-from outbox.wakeups import Hints, MeetingPlace, WakeUpSocket, meeting_place, open_wake_ups
+from outbox.coordination.shutdown import StopFlag
+from outbox.coordination.wakeups import Hints, MeetingPlace, WakeUpSocket, meeting_place, open_wake_ups
 from tests.toys import ManualClock
 
 LONG = timedelta(seconds=30)

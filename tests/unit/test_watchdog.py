@@ -16,9 +16,9 @@ from datetime import timedelta
 
 import pytest
 
-from outbox import watchdog as module
+from outbox.consumer import watchdog as module
+from outbox.consumer.watchdog import HUNG_EXIT_CODE, Watchdog
 from outbox.exceptions import HandlerTimeoutError
-from outbox.watchdog import HUNG_EXIT_CODE, Watchdog
 from tests.threads import together
 from tests.toys import ManualClock
 from tests.waiting import wait_until
@@ -481,7 +481,7 @@ import django
 from django.conf import settings
 settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
 django.setup()
-from outbox.watchdog import Watchdog
+from outbox.consumer.watchdog import Watchdog
 
 def work(_):
     end = time.monotonic() + 8.0  # of which it is frozen for six
@@ -516,7 +516,7 @@ from django.conf import settings
 settings.configure(DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}})
 django.setup()
 from outbox.exceptions import HandlerTimeoutError
-from outbox.watchdog import Watchdog
+from outbox.consumer.watchdog import Watchdog
 
 begun = time.monotonic()
 sum(range(10**7))

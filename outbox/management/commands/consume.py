@@ -7,12 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 from outbox.conf import outbox_settings
-from outbox.interpreter import set_up_for_batches
+from outbox.coordination.shutdown import stop_on_signals
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, explain_refusal, positive, refuse_when_disabled
-from outbox.observers import progress_log
-from outbox.shutdown import stop_on_signals
-from outbox.workers import open_broker, routes_of, run_consumers, wait_for_topics
+from outbox.workers.build import open_broker, routes_of, run_consumers, wait_for_topics
+from outbox.workers.interpreter import set_up_for_batches
+from outbox.workers.observers import progress_log
 
 
 class Command(OutboxCommand):

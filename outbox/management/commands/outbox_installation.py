@@ -10,11 +10,11 @@ from django.core.management.base import CommandError
 
 from outbox.conf import outbox_settings
 from outbox.fields import from_now
-from outbox.installations import installation_id, renew_installation_id
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, explain_outage, explain_refusal, table
 from outbox.models import Worker
-from outbox.workers import routes_of
+from outbox.storage.installations import installation_id, renew_installation_id
+from outbox.workers.build import routes_of
 
 
 class Command(OutboxCommand):

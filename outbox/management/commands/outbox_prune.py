@@ -5,12 +5,12 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from typing import Any
 
-from outbox.catalog import repository_of
+from outbox.coordination.shutdown import stop_on_signals
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import duration, explain_errors, explain_outage, humanise, positive, share
-from outbox.pruning import PruningOrder, prune
-from outbox.shutdown import stop_on_signals
-from outbox.workers import routes_of
+from outbox.operations.pruning import PruningOrder, prune
+from outbox.registry.catalog import repository_of
+from outbox.workers.build import routes_of
 
 
 class Command(OutboxCommand):

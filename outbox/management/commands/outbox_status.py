@@ -8,13 +8,13 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
+from outbox.coordination.shutdown import stop_on_signals
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import duration, explain_errors, positive
 from outbox.management.status_report import JsonView, StatusProbe, call_for_a_person, databases_away
 from outbox.management.status_table import TableView
 from outbox.management.status_watch import watch
-from outbox.shutdown import stop_on_signals
-from outbox.workers import open_broker, routes_of
+from outbox.workers.build import open_broker, routes_of
 
 
 class Command(OutboxCommand):

@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from outbox.brokers.base import TopicState
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, positive, table
-from outbox.workers import open_broker, routes_of
+from outbox.workers.build import open_broker, routes_of
 
 
 class Command(OutboxCommand):

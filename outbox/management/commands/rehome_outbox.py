@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from outbox.catalog import route_registry
+from outbox.contrib.shared_table.relocation import Rehoming
+from outbox.coordination.shutdown import stop_on_signals
 from outbox.management.command import OutboxCommand
 from outbox.management.progress import ProgressBar
 from outbox.management.reporting import explain_errors, positive, table
-from outbox.rehoming import Rehoming
-from outbox.shutdown import stop_on_signals
+from outbox.registry.catalog import route_registry
 
 
 class Command(OutboxCommand):

@@ -6,11 +6,11 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
+from outbox.coordination.shutdown import stop_on_signals
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, refuse_when_disabled
-from outbox.shutdown import stop_on_signals
-from outbox.supervisor import Supervisor
-from outbox.workers import routes_of
+from outbox.workers.build import routes_of
+from outbox.workers.supervisor import Supervisor
 
 
 class Command(OutboxCommand):

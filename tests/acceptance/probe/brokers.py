@@ -15,7 +15,7 @@ from typing import Any
 
 from outbox.brokers.base import IncomingRecord, OutgoingRecord, PendingSend, Producer, SendReport, Subscription
 from outbox.brokers.kafka import KafkaBroker
-from outbox.routes import ServiceRoute
+from outbox.declarations.routes import ServiceRoute
 from tests.waiting import wait_until
 
 VARIABLE = "PROBE_HOLD_FOLDER"

@@ -1,0 +1,1 @@
+"""The consumer: records become effects, each in the transaction that marks its event."""

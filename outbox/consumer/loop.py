@@ -1,0 +1,211 @@
+"""The consumer: receives records, has them handled, and commits their offsets behind the database's commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+from django.db.utils import DatabaseError, InterfaceError
+
+from outbox.brokers.base import IncomingRecord, Subscription
+from outbox.conf import ConsumerOptions
+from outbox.consumer.handling import BatchHandling
+from outbox.consumer.held import HeldRecords
+from outbox.consumer.other_installations import OtherInstallations
+from outbox.consumer.outcomes import ConsumerTotals
+from outbox.consumer.takeovers import Takeovers
+from outbox.coordination.connection_backoff import ConnectionBackoff, is_fault
+from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
+from outbox.coordination.leases import Switches
+from outbox.coordination.shutdown import StopFlag
+from outbox.declarations.routes import ServiceRoute
+from outbox.exceptions import BrokerUnavailableError
+from outbox.log_text import get_logger
+from outbox.storage.sessions import close_if_idle
+
+logger = get_logger(__name__)
+
+_HELD_BATCHES = 4
+"""So many batches of records may be held, whose rows others have locked, before no more are received."""
+
+
+class Consumer:
+    """One service's consumer; an object that a test can hold: handling, subscription and clock are passed in."""
+
+    def __init__(
+        self,
+        *,
+        route: ServiceRoute,
+        handling: BatchHandling,
+        subscribe: Callable[[], Subscription],
+        options: ConsumerOptions,
+        heartbeat: Heartbeat | NullHeartbeat,
+        takeovers: Takeovers,
+        clock: Callable[[], float],
+    ) -> None:
+        self._route = route
+        self._handling = handling
+        self._subscribe = subscribe
+        self._subscription: Subscription | None = None
+        self._options = options
+        self._heartbeat = heartbeat
+        self._takeovers = takeovers
+        self._others = OtherInstallations(route, clock=clock)
+        self._held = HeldRecords(limit=_HELD_BATCHES * options.batch_size, clock=clock)
+        self._in_hand: list[IncomingRecord] = []
+        """Received and not brought to an end: an outage came in between."""
+        self._assignments: dict[int, int] = {}
+        self._backoff = ConnectionBackoff(route.service, "consumer")
+
+    @property
+    def totals(self) -> ConsumerTotals:
+        """Return what has been done so far."""
+        return self._handling.totals
+
+    @property
+    def _switches(self) -> Switches:
+        return self._heartbeat.switches
+
+    def run(
+        self, stop: StopFlag, *, max_events: int | None = None, is_drained: Callable[[], bool] | None = None
+    ) -> ConsumerTotals:
+        """Work until ``stop`` is set, ``max_events`` are handled, or nothing came and ``is_drained`` says so.
+
+        With ``is_drained`` it also ends when the consumer is paused: nothing will come.
+
+        An outage only makes it wait: the batch in hand is kept and done again. So does an error of the library or the
+        schema, unless an end is set: then it is raised, for a person to see.
+        """
+        serves_for_ever = max_events is None and is_drained is None
+        self._heartbeat.start()
+        try:
+            while not stop.is_set and (max_events is None or self.totals.handled < max_events):
+                self._heartbeat.moved()
+                limit = self._options.batch_size
+                if max_events is not None:
+                    limit = min(limit, max_events - self.totals.handled)
+                try:
+                    worked = self.step(limit)
+                    if not worked and is_drained is not None and self._is_drained(is_drained):
+                        break
+                except Exception as error:
+                    if not serves_for_ever and is_fault(error, self._route.database):
+                        raise
+                    stop.wait(self._record(error))
+                else:
+                    self._backoff.record_success()
+                    if not worked and (pause := self._pause()) is not None:
+                        stop.wait(pause)
+        finally:
+            self._close()
+        return self.totals
+
+    def step(self, limit: int) -> bool:
+        """Receive up to ``limit`` records, handle and commit them; say whether any came to an end.
+
+        :raises BrokerUnavailableError: the broker is away; records in hand are kept.
+        :raises LostSubscriptionError: subscribe again; what was not committed comes again.
+        :raises DatabaseError: the database is away; records in hand are kept.
+        """
+        if self._switches.consumer_paused and not self._in_hand and not self._held:
+            return False
+        self._receive(limit)
+        self._look_at_assignments()
+        batch = [*self._held.due(), *self._in_hand]
+        if not batch:
+            return False
+        close_if_idle()
+        still = self.handle(batch)
+        self._in_hand = []
+        done = self._held.settle(batch, still)
+        if done:
+            # Should this fail, the records come again and are found to be done.
+            self._open().commit(done)
+            self._takeovers.passed(done)
+        return bool(done)
+
+    def handle(self, records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
+        """Bring every record to an end, without the broker's knowledge: see ``BatchHandling.handle``."""
+        own = self._others.set_aside(records)
+        self.totals.rejected += len(records) - len(own)
+        is_suspect = self._takeovers.is_suspect if self._takeovers.has_suspects else None
+        return self._handling.handle(own, is_suspect=is_suspect, is_young=self._held.is_young)
+
+    def let_go(self) -> None:
+        """Say that this process ends by no fault of what this consumer has at work; called on another thread.
+
+        :raises DatabaseError: who takes its partitions over will be careful for a while.
+        """
+        if self._handling.is_hung:
+            return  # it is: who takes over is to be careful, unless the event was charged
+        self._handling.announcements.withdraw()
+        self._heartbeat.close()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _is_drained(self, is_drained: Callable[[], bool]) -> bool:
+        return not self._held and (self._switches.consumer_paused or is_drained())
+
+    def _record(self, error: Exception) -> timedelta:
+        """Return how long to pause for ``error``; what it is of the subscription is made anew."""
+        if not isinstance(error, (BrokerUnavailableError, DatabaseError, InterfaceError)):
+            self._unsubscribe()
+        return self._backoff.record(error, using=self._route.database)
+
+    def _pause(self) -> timedelta | None:
+        """Return how long to pause after a step that did nothing, beyond what it has waited for records."""
+        if self._switches.consumer_paused:
+            return timedelta(milliseconds=self._options.poll_interval_ms)
+        return self._held.pause()
+
+    def _receive(self, limit: int) -> None:
+        """Receive more, unless what is at hand is enough; drop what is of partitions that moved away."""
+        subscription = self._open()
+        room = limit - len(self._in_hand)
+        if room > 0 and not self._held.is_full and not self._switches.consumer_paused:
+            wait = timedelta(milliseconds=self._options.poll_interval_ms)
+            pause = self._held.pause()
+            if self._in_hand:
+                wait = timedelta(0)
+            elif pause is not None:
+                wait = min(wait, pause)
+            # The table broker gives again what is held: beyond that there is room for more.
+            received = subscription.receive(max_records=room + len(self._held), timeout=wait)
+            if self._in_hand or self._held:
+                known = {each.place for each in self._in_hand}
+                received = [each for each in received if each not in self._held and each.place not in known]
+            self._in_hand += received
+        if self._held and (gone := self._held.forget(subscription.assignments)):
+            subscription.hand_back(gone)
+
+    def _look_at_assignments(self) -> None:
+        """Before records of new partitions are handled: name those in the worker's row, and ask who had them before.
+
+        :raises DatabaseError: the database is away.
+        """
+        assignments = self._open().assignments
+        if assignments != self._assignments:
+            close_if_idle()
+            self._takeovers.look(assignments)
+            self._heartbeat.hold(assignments.keys())
+            self._assignments = dict(assignments)
+
+    def _open(self) -> Subscription:
+        if self._subscription is None:
+            self._subscription = self._subscribe()
+        return self._subscription
+
+    def _unsubscribe(self) -> None:
+        """Leave the group; what is held or in hand comes again to the one that gets its partition."""
+        self._in_hand = []
+        self._held.forget({})
+        subscription, self._subscription = self._subscription, None
+        try:
+            if subscription is not None:
+                subscription.close()
+        except Exception:  # what it meets with must not end the consumer, which goes on with another one
+            logger.warning("consumer of %s: its subscription could not be closed", self._route.service, exc_info=True)
+
+    def _close(self) -> None:
+        self._unsubscribe()
+        self._heartbeat.close()

@@ -1,0 +1,1 @@
+"""What an app declares: contracts, handlers, routes and the retry policy. Pure."""

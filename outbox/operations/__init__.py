@@ -1,0 +1,1 @@
+"""What the admin and the commands both ask for."""

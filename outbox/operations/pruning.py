@@ -1,0 +1,168 @@
+"""Deleting what is done with: consumed rows and resolved rejected records, a batch a transaction, oldest first.
+
+Each batch commits by itself, so stopping at any moment loses nothing and the next run goes on. A batch that loses its
+locks to a consumer is done again. Between batches it rests, so that those who write meanwhile have the disk and the
+processor for a part of the time (measured: docs/reliability.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final, TypeVar
+
+from django.db import connections
+from django.db.models import QuerySet
+from django.db.utils import DatabaseError
+
+from outbox.coordination.database_errors import ErrorKind, kind_of
+from outbox.coordination.shutdown import StopFlag
+from outbox.lifecycle import Status
+from outbox.log_text import get_logger
+from outbox.models import RejectedRecord
+from outbox.operations.statistics import count_rows
+from outbox.storage.dialects import to_db
+from outbox.storage.repository import OutboxRepository
+from outbox.storage.sessions import own_transaction
+
+logger = get_logger(__name__)
+
+T = TypeVar("T")
+
+_CONTENTION_LIMIT: Final = 10
+_CONTENTION_PAUSE: Final = timedelta(milliseconds=100)
+_LONGEST_REST: Final = timedelta(seconds=1)
+_EXACT: Final = 2**62
+"""A count that is asked for by a person, once, may take its time."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruningOrder:
+    """What to delete."""
+
+    consumed_older_than: timedelta
+    rejected_older_than: timedelta | None = None
+    """Of rejected records, only those that a person resolved are ever deleted; None: not even those."""
+    batch_size: int = 500
+    busy_share: float = 0.5
+    """Of the time, from above 0 to 1; the rest of it is left to others."""
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PruneResult:
+    """What was deleted of one service, or would be."""
+
+    service: str
+    what: str
+    count: int
+    older_than: timedelta
+
+
+def prune(
+    repositories: Sequence[OutboxRepository], order: PruningOrder, stop: StopFlag, tell: Callable[[str, int], object]
+) -> Iterator[PruneResult]:
+    """Do ``order`` service by service until ``stop`` is set; ``tell`` hears (service, deleted so far) now and then."""
+    for repository in repositories:
+        service = repository.route.service
+        pruning = Pruning(repository, order.batch_size, stop, partial(tell, service), busy_share=order.busy_share)
+        if not stop.is_set:
+            count = (pruning.count_consumed if order.dry_run else pruning.consumed)(
+                older_than=order.consumed_older_than
+            )
+            yield PruneResult(service, "consumed events", count, order.consumed_older_than)
+        if not stop.is_set and order.rejected_older_than is not None:
+            count = (pruning.count_rejected if order.dry_run else pruning.rejected)(
+                older_than=order.rejected_older_than
+            )
+            yield PruneResult(service, "resolved records", count, order.rejected_older_than)
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """Prunes one service; ``tell`` hears after each batch how many were deleted so far."""
+
+    repository: OutboxRepository
+    batch_size: int
+    stop: StopFlag
+    tell: Callable[[int], object]
+    busy_share: float = 1.0
+    clock: Callable[[], float] = time.monotonic
+    """Monotonic seconds."""
+
+    def consumed(self, *, older_than: timedelta) -> int:
+        """Delete rows consumed longer ago than ``older_than``; return how many."""
+        before = self._ago(older_than)
+        deleted = 0
+        after_id: int | None = 0
+        while after_id is not None and not self.stop.is_set:
+            began = self.clock()
+            step = self._in_own_transaction(
+                partial(self.repository.prune, consumed_before=before, after_id=after_id, limit=self.batch_size)
+            )
+            after_id = step.last_id
+            deleted += step.deleted
+            self.tell(deleted)
+            if after_id is not None:
+                self._rest_after(self.clock() - began)
+        return deleted
+
+    def count_consumed(self, *, older_than: timedelta) -> int:
+        """Count what ``consumed`` would delete."""
+        route = self.repository.route
+        before = to_db(connections[route.database], self._ago(older_than))
+        return count_rows(route, "status = %s AND consumed_at < %s", [Status.CONSUMED.value, before], cap=_EXACT).value
+
+    def rejected(self, *, older_than: timedelta) -> int:
+        """Delete rejected records that a person resolved longer ago than ``older_than``; return how many."""
+        before = self._ago(older_than)
+        deleted = 0
+        while not self.stop.is_set:
+            began = self.clock()
+            found = self._in_own_transaction(partial(self._delete_rejected, before))
+            deleted += found
+            self.tell(deleted)
+            if found < self.batch_size:
+                break
+            self._rest_after(self.clock() - began)
+        return deleted
+
+    def count_rejected(self, *, older_than: timedelta) -> int:
+        """Count what ``rejected`` would delete."""
+        return self._resolved(self._ago(older_than)).count()
+
+    def _delete_rejected(self, before: datetime) -> int:
+        ids = list(self._resolved(before).order_by("id").values_list("id", flat=True)[: self.batch_size])
+        return RejectedRecord.objects.using(self.repository.route.database).filter(id__in=ids).delete()[0]
+
+    def _resolved(self, before: datetime) -> QuerySet[RejectedRecord]:
+        route = self.repository.route
+        return RejectedRecord.objects.using(route.database).filter(service=route.service, resolved_at__lt=before)
+
+    def _rest_after(self, busy_s: float) -> None:
+        rest = timedelta(seconds=busy_s * (1 / self.busy_share - 1))
+        if rest > timedelta(0):
+            self.stop.wait(min(rest, _LONGEST_REST))
+
+    def _ago(self, length: timedelta) -> datetime:
+        return self.repository.now() - length
+
+    def _in_own_transaction(self, work: Callable[[], T]) -> T:
+        """Do ``work`` and commit it; again when somebody else's locks were in the way."""
+        using = self.repository.route.database
+        failures = 0
+        while True:
+            try:
+                with own_transaction(using):
+                    return work()
+            except DatabaseError as error:
+                failures += 1
+                if failures >= _CONTENTION_LIMIT or kind_of(error, using) is not ErrorKind.CONFLICT:
+                    raise
+                logger.info(
+                    "pruning %s: a batch lost its locks and comes again: %s", self.repository.route.table, error
+                )
+                self.stop.wait(_CONTENTION_PAUSE)

@@ -1,0 +1,1 @@
+"""The project's services, from its models and settings."""

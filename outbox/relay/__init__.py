@@ -1,0 +1,1 @@
+"""The relay: rows that are due go to their service's topic."""

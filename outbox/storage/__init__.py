@@ -1,0 +1,1 @@
+"""The only SQL of outbox tables, and the only writer of their rows."""

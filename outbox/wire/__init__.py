@@ -1,0 +1,1 @@
+"""What events look like outside of Python: bytes in, bytes out. Pure."""

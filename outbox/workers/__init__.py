@@ -1,0 +1,1 @@
+"""Relays and consumers built from settings, and run."""
