@@ -34,7 +34,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import the publishing side on first use: it needs Django's app registry, which is not ready at import."""
     if name in {"publish", "publish_many"}:
-        from outbox import publishing as bus  # noqa: PLC0415
+        from outbox import publishing  # noqa: PLC0415
 
-        return getattr(bus, name)
+        return getattr(publishing, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

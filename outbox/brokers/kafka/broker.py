@@ -1,4 +1,4 @@
-"""Apache Kafka through kafka-python; this module and its ``_kafka_…`` neighbours are the only ones that import it."""
+"""Apache Kafka through kafka-python; the modules of this package are the only ones that import it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """How every Kafka client is built, and how its errors become ours.
 
-kafka-python has no types: ``Any`` stands for its objects in the modules ``_kafka_…`` and ``kafka``, and nowhere else.
+kafka-python has no types: ``Any`` stands for its objects in this package, and nowhere else.
 """
 
 from __future__ import annotations
