@@ -20,6 +20,7 @@ from outbox.models import OutboxMessage, RehomedRow
 from outbox.registry.catalog import route_registry
 from outbox.workers.build import build_relay
 from tests.conftest import Configure
+from tests.services import require
 
 TASK, MEMORY, OWN = "task.urgency.promote.requested", "memory.extract.requested", "agent.state.snapshot.persist"
 
@@ -116,6 +117,8 @@ def test_a_crash_inside_a_batch_moves_nothing(alias: str, monkeypatch: pytest.Mo
 def task_elsewhere(database_alias: str, configure: Configure) -> Iterator[tuple[str, str]]:
     """Have the task service live in another database than the others; give both aliases."""
     other = "default" if database_alias != "default" else "mariadb"
+    if other != "default":
+        require(other)
     configure(services={"task": {"DATABASE": other}})
     yield database_alias, other
     TaskOutboxMessage.objects.using(other).all().delete()
