@@ -53,19 +53,22 @@ def _check_kept_locks(verdict: Verdict, evidence: Evidence, members: Sequence[Me
     by_id = {row.id: row for row in evidence.rows["probe"]}
     wanted = {row_id for row_id, told in evidence.told.items() if told is not None and told.fault == "kill-match"}
     kept = {mark.pid: mark.outbox_id for mark in evidence.marks if mark.what == "kill" and mark.outbox_id in wanted}
+    # A long run gives ids of processes again: one of those that had an id is the one that kept the lock.
+    ended = {member.worker.pid for member in members if member.exit_code == -BACKSTOP_SIGNAL or member.fate == "killed"}
     for member in members:
         row_id = kept.get(member.worker.pid)
-        if row_id is None or member.fate == "killed":
+        if row_id is None:
             continue
         verdict.checked[5] += 1
-        if member.exit_code != -BACKSTOP_SIGNAL:
-            row = by_id[row_id]
-            verdict.note(
-                5,
-                f"a handler kept the interpreter's lock, and the {member} was not ended by {BACKSTOP_SIGNAL.name}: it "
-                f"{member.fate}, exit code {member.exit_code}: {row}",
-                [row.event_id],
-            )
+        if member.worker.pid in ended:
+            continue
+        row = by_id[row_id]
+        verdict.note(
+            5,
+            f"a handler kept the interpreter's lock, and the {member} was not ended by {BACKSTOP_SIGNAL.name}: it "
+            f"{member.fate}, exit code {member.exit_code}: {row}",
+            [row.event_id],
+        )
 
 
 def _check_hooks(verdict: Verdict, evidence: Evidence, members: Sequence[Member]) -> None:
