@@ -280,10 +280,9 @@ class BatchHandling:
     def _committed(self, outcome: Outcome) -> None:
         """Remember who waits for whom, and tell the world."""
         contended = self._settling.contended
-        for key, gone in outcome.finished.items():
+        for key, gone in outcome.finished.items() if contended or self._waiting else ():
             self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
-            if contended:
-                contended.forget(gone)
+            contended.forget(gone)
         for key, ids in outcome.put_back.items():
             self._waiting.put_back(key, ids)
         if outcome.woken or outcome.redelivered:

@@ -81,16 +81,16 @@ class RowReader:
         Those of another event are told by its id where row and record state one: a database that was restored gives
         ids out again, and records of the rows that had them before are on the topic.
         """
-        (row_id, event_type), table = named, self.repository.route.table
+        row_id, event_type = named
         if row is None:
-            reason = f"no row {row_id} in {table}: pruned or foreign"
+            reason = f"no row {row_id} in {self._table}: pruned or foreign"
             return [], [Rejection(record, reason) for record in records]
         if row.event_type != event_type or event_type in self.repository.foreign_types:
-            reason = f"row {row_id} of {table} is a {row.event_type!r} and not this service's {event_type!r}"
+            reason = f"row {row_id} of {self._table} is a {row.event_type!r} and not this service's {event_type!r}"
             return [], [Rejection(record, reason) for record in records]
         if event_ids.count(row.event_id) == len(records) or not stated_event_id(row.event_id, outbox_id=row_id):
             return records, ()
-        reason = f"event_id of row {row_id} of {table} is {_shown(row.event_id)}, that of the record is"
+        reason = f"event_id of row {row_id} of {self._table} is {_shown(row.event_id)}, that of the record is"
         own: list[IncomingRecord] = []
         others: list[Rejection] = []
         for record, event_id in zip(records, event_ids, strict=True):
@@ -99,6 +99,10 @@ class RowReader:
             else:
                 others.append(Rejection(record, f"{reason} {_shown(event_id)}: it is of an earlier row with that id"))
         return own, others
+
+    @property
+    def _table(self) -> str:
+        return self.repository.route.table
 
     def read(self, row: Locked, *, is_announced: bool = False) -> Readable:
         """Return a row as its handler sees it. ``is_announced``: its last try is, however often it was interrupted.

@@ -47,6 +47,10 @@ class WaitingEvents:
     def __len__(self) -> int:
         return self._count
 
+    def __bool__(self) -> bool:
+        """Say whether any key is remembered: that of a woken event is, too."""
+        return bool(self._lines)
+
     def patience_of(self, key: str, row_id: int, *, in_hand: int) -> timedelta:
         """Return how much longer ``row_id`` waits than it would if it were the only one.
 

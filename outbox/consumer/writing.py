@@ -96,7 +96,7 @@ class PlanWriter:
     def wake(self, outcome: Outcome) -> None:
         """Make those due that waited for what is finished, unless events of their key in hand still have to wait."""
         count = 0
-        for key, gone in outcome.finished.items():
+        for key, gone in outcome.finished.items() if self._waiting else ():
             ids = [] if key in outcome.put_back else self._waiting.next_of(key, besides=gone)
             if ids and count < _WOKEN_AT_ONCE:
                 outcome.woken[key] = ids

@@ -30,6 +30,7 @@ import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -254,6 +255,7 @@ _FACTOR: Final = 0x5BD1E995
 _UINT32: Final = 0xFFFFFFFF
 
 
+@lru_cache(maxsize=1 << 13)  # the events of a key come together
 def murmur2(data: bytes) -> int:
     """Return the 32-bit MurmurHash2 of ``data`` with the seed that Kafka's clients share."""
     size = len(data)
