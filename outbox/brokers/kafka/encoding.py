@@ -26,11 +26,9 @@ Whether all that is as it was, ``difference`` finds out; where it is not, nothin
 
 from __future__ import annotations
 
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final
 
@@ -41,6 +39,7 @@ from kafka.record.default_records import DefaultRecordBatchBuilder, DefaultRecor
 from kafka.record.util import encode_varint
 from kafka.structs import TopicPartition
 
+from outbox.brokers.kafka.murmur2 import murmur2
 from outbox.wire.envelope import Headers
 
 OVERHEAD_BYTES: Final[int] = (
@@ -249,24 +248,6 @@ class RecordWriter:
                 return None
             partitions = self._partitions[topic] = sorted(found)
         return partitions[(murmur2(key) & 0x7FFFFFFF) % len(partitions)]
-
-
-_FACTOR: Final = 0x5BD1E995
-_UINT32: Final = 0xFFFFFFFF
-
-
-@lru_cache(maxsize=1 << 13)  # the events of a key come together
-def murmur2(data: bytes) -> int:
-    """Return the 32-bit MurmurHash2 of ``data`` with the seed that Kafka's clients share."""
-    size = len(data)
-    mixed = 0x9747B28C ^ size
-    for word in struct.unpack_from(f"<{size // 4}I", data):
-        product = word * _FACTOR & _UINT32
-        mixed = (mixed * _FACTOR ^ (product ^ product >> 24) * _FACTOR) & _UINT32
-    if rest := data[size & ~3 :]:
-        mixed = (mixed ^ int.from_bytes(rest, "little")) * _FACTOR & _UINT32
-    mixed = (mixed ^ mixed >> 13) * _FACTOR & _UINT32
-    return mixed ^ mixed >> 15
 
 
 # --- the self-test ---------------------------------------------------------------------------------------------------
