@@ -56,7 +56,7 @@ def outbox_table(service: str) -> str:
 
 
 class OutboxMessage(models.Model):
-    """One event on its way. Written by ``outbox.storage.repository`` only."""
+    """One event on its way. Written by ``outbox.storage`` only."""
 
     service: ClassVar[str]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import msgspec
 
-from outbox.storage.repository import OutboxRepository
+from outbox.storage.consumer_rows import ConsumerRows
 from outbox.storage.rows import Locked
 
 
 class Announcements:
     """Those of one process, by the ids of their rows."""
 
-    def __init__(self, repository: OutboxRepository) -> None:
+    def __init__(self, repository: ConsumerRows) -> None:
         self._repository = repository
         self._rows: dict[int, Locked] = {}
 

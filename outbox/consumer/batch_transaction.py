@@ -26,8 +26,8 @@ from outbox.coordination.database_errors import ErrorKind, kind_of
 from outbox.coordination.heartbeat import Witness
 from outbox.exceptions import LostRowError, UndoneEffectsError
 from outbox.lifecycle import UNFINISHED
+from outbox.storage.consumer_rows import ConsumerRows
 from outbox.storage.rejections import RejectionStore
-from outbox.storage.repository import OutboxRepository
 from outbox.storage.rows import Identity, Locked
 from outbox.storage.sessions import own_transaction
 
@@ -36,7 +36,7 @@ from outbox.storage.sessions import own_transaction
 class Tools:
     """What the transactions of one service's consumer work with."""
 
-    repository: OutboxRepository
+    repository: ConsumerRows
     rejections: RejectionStore
     reader: RowReader
     writer: PlanWriter

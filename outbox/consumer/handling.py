@@ -38,8 +38,8 @@ from outbox.declarations.backoff import RetryPolicy
 from outbox.declarations.contracts import ContractRegistry
 from outbox.declarations.handlers import HandlerRegistry
 from outbox.exceptions import ConnectionLostError, HandlerTimeoutError, LostRowError
+from outbox.storage.consumer_rows import ConsumerRows
 from outbox.storage.rejections import RejectionStore
-from outbox.storage.repository import OutboxRepository
 from outbox.storage.rows import Locked
 
 _CONFLICT_LIMIT: Final = 5
@@ -70,7 +70,7 @@ class BatchHandling:
     def __init__(
         self,
         *,
-        repository: OutboxRepository,
+        repository: ConsumerRows,
         rejections: RejectionStore,
         contracts: ContractRegistry,
         handlers: HandlerRegistry,

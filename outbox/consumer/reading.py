@@ -18,8 +18,8 @@ from outbox.exceptions import (
     UnknownEventTypeError,
     UnreadableError,
 )
+from outbox.storage.consumer_rows import ConsumerRows
 from outbox.storage.rejections import Rejection
-from outbox.storage.repository import OutboxRepository
 from outbox.storage.rows import Identity, Locked
 from outbox.wire.envelope import decode_envelope, decode_message, stated_event_id
 
@@ -63,7 +63,7 @@ def decode_records(records: Sequence[IncomingRecord], *, service: str) -> tuple[
 class RowReader:
     """Makes deliveries of one service's rows."""
 
-    repository: OutboxRepository
+    repository: ConsumerRows
     contracts: ContractRegistry
     handlers: HandlerRegistry
 

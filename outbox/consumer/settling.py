@@ -14,7 +14,7 @@ from outbox.consumer.waiting import WaitingEvents
 from outbox.coordination.heartbeat import Witness
 from outbox.declarations.backoff import RetryPolicy, delay
 from outbox.exceptions import Discard, HandlerTimeoutError, Retry, SilentDatabaseError, TooManyInterruptionsError
-from outbox.storage.repository import OutboxRepository
+from outbox.storage.consumer_rows import ConsumerRows
 from outbox.storage.rows import Locked
 from outbox.storage.sessions import own_transaction
 
@@ -59,7 +59,7 @@ class Settling:
 
     def __init__(
         self,
-        repository: OutboxRepository,
+        repository: ConsumerRows,
         *,
         news: News,
         waiting: WaitingEvents,

@@ -13,7 +13,7 @@ from outbox.consumer.planning import Burial, Plan, Readable, lost_before, waits_
 from outbox.consumer.waiting import WaitingEvents
 from outbox.declarations.handlers import Delivery
 from outbox.exceptions import LostRowError
-from outbox.storage.repository import OutboxRepository
+from outbox.storage.consumer_rows import ConsumerRows
 
 _WOKEN_AT_ONCE: Final = 500
 """About so many events are woken by one batch; the others come when they are due."""
@@ -24,7 +24,7 @@ class PlanWriter:
 
     def __init__(
         self,
-        repository: OutboxRepository,
+        repository: ConsumerRows,
         *,
         options: ConsumerOptions,
         waiting: WaitingEvents,

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from django.db import connections
 
-from outbox.storage.repository import OutboxRepository
+from outbox.storage.relay_rows import RelayRows
 from outbox.storage.sessions import close_if_idle
 
 _LEAVE_TIMEOUT_S: Final = 10.0
@@ -111,7 +111,7 @@ class PublishedMarks:
     forgets them: their records go out again and are found to be duplicates.
     """
 
-    def __init__(self, repository: OutboxRepository, *, redeliver_after: timedelta, hand: Hand) -> None:
+    def __init__(self, repository: RelayRows, *, redeliver_after: timedelta, hand: Hand) -> None:
         self._repository = repository
         self._redeliver_after = redeliver_after
         self._hand = hand

@@ -31,7 +31,7 @@ from outbox.relay.redelivery import pause_before_redelivery
 from outbox.relay.watermark import DeliveryHorizon
 from outbox.storage.dialects import from_db
 from outbox.storage.installations import InstallationId
-from outbox.storage.repository import OutboxRepository
+from outbox.storage.relay_rows import RelayRows
 from outbox.storage.rows import Due, Failure
 from outbox.wire.envelope import Envelope, decode_envelope, encode_message, headers_of
 
@@ -69,7 +69,7 @@ class Relay:
     def __init__(
         self,
         *,
-        repository: OutboxRepository,
+        repository: RelayRows,
         broker: Broker,
         client_id: str,
         leases: ShardLeases,

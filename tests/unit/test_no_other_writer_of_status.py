@@ -1,6 +1,6 @@
-"""Only ``outbox/storage/repository.py`` writes ``status`` of outbox rows; proved by reading the source.
+"""Only ``outbox/storage/transitions.py`` writes ``status`` of outbox rows; proved by reading the source.
 
-In ``outbox/`` nothing but the repository may write anything called ``status``. In the project's apps, which have
+In ``outbox/`` nothing else may write anything called ``status``. In the project's apps, which have
 records with a status of their own, this goes for every module that knows an outbox table: by a name that ends in
 ``OutboxMessage``, by the table's name in a text, or by the library's functions that lead to it.
 """
@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCHED = ("outbox", "agent_events", "smartflow")
-THE_WRITER = Path("outbox/storage/repository.py")
+THE_WRITER = Path("outbox/storage/transitions.py")
 
 WRITING_CALLS = {
     "update",
@@ -136,7 +136,7 @@ def test_only_the_repository_writes_the_status_of_outbox_rows(path: Path) -> Non
     if path == THE_WRITER:
         assert writes_of(source), "the detector does not even find the one writer"
     elif path.parts[0] == "outbox" or knows_an_outbox_table(source):
-        assert writes_of(source) == [], f"{path} writes a status; go through outbox/storage/repository.py"
+        assert writes_of(source) == [], f"{path} writes a status; go through outbox/storage/transitions.py"
 
 
 # --- the detector itself -----------------------------------------------------------------------------------------
