@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox import signals
-from outbox.brokers.base import Broker, OutgoingRecord, PendingSend, Positions, Producer
+from outbox.brokers.base import Broker, OutgoingRecord, PendingSend, Producer
 from outbox.conf import RelayOptions
 from outbox.coordination.connection_backoff import ConnectionBackoff, is_fault
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
@@ -27,13 +27,12 @@ from outbox.exceptions import BrokerUnavailableError, EnvelopeError
 from outbox.fields import SHARD_COUNT
 from outbox.log_text import get_logger
 from outbox.relay.confirmations import Hand, OwnHand, PublishedMarks
+from outbox.relay.lost_records import LostRecords
+from outbox.relay.outgoing import OutgoingRecords
 from outbox.relay.redelivery import pause_before_redelivery
-from outbox.relay.watermark import DeliveryHorizon
 from outbox.storage.dialects import from_db
-from outbox.storage.installations import InstallationId
 from outbox.storage.relay_rows import RelayRows
 from outbox.storage.rows import Due, Failure
-from outbox.wire.envelope import Envelope, decode_envelope, encode_message, headers_of
 
 logger = get_logger(__name__)
 
@@ -84,7 +83,8 @@ class Relay:
         self.totals = RelayTotals()
         self._repository = repository
         self._route = repository.route
-        self._installation_id = InstallationId(self._route.database)
+        self._outgoing = OutgoingRecords(repository)
+        self._lost = LostRecords(repository, broker, options, clock=clock)
         self._broker = broker
         self._client_id = client_id
         self._leases = leases
@@ -99,9 +99,6 @@ class Relay:
         self._in_flight: deque[_InFlight] = deque()
         self._after: tuple[Any, int] | None = None
         self._swept_at = clock()
-        self._redelivered_at: float | None = None
-        self._horizon = DeliveryHorizon()
-        self._positions_problem = ""
         self._broker_answers = True
         """It has answered a batch since it was away last: that it takes one says nothing."""
         self._backoff = ConnectionBackoff(self._route.service, "relay")
@@ -141,7 +138,7 @@ class Relay:
         if self._leases.due:
             self._settle_all()
             self._leases.refresh()
-            self._installation_id()  # reads it once
+            self._outgoing.prepare()
         if not self._leases.held or self._leases.switches.relay_paused:
             self._settle_all()
             return False
@@ -151,8 +148,9 @@ class Relay:
             self._settle(self._in_flight.popleft())
         if self._leases.due:
             return True  # the broker was slow: look at the leases before claiming more
-        redelivered = self._redeliver()
-        return self._send_next() or redelivered
+        redelivered = self._lost.send_again(self._shards())
+        self.totals.redelivered += redelivered
+        return self._send_next() or redelivered > 0
 
     # --- one batch -----------------------------------------------------------------------------------------------
 
@@ -194,30 +192,11 @@ class Relay:
         sent_at = from_db(claimed_at) if rows else None
         for row in rows:
             try:
-                records.append(self._record(row, sent_at))
+                records.append(self._outgoing.of(row, sent_at))
             except EnvelopeError as error:
                 failure = Failure(f"EnvelopeError: {error}", "EnvelopeError")
                 self._bury(row.id, row.event_type, failure, claimed_at)
         return records
-
-    def _record(self, row: Due, sent_at: datetime | None) -> OutgoingRecord:
-        by_reference = row.payload is None
-        stored = self._repository.payload_of(row.id) if row.payload is None else row.payload
-        envelope: Envelope = decode_envelope(stored, outbox_id=row.id, event_type=row.event_type, event_id=row.event_id)
-        return OutgoingRecord(
-            outbox_id=row.id,
-            topic=self._route.topic,
-            key=row.message_key,
-            value=encode_message(envelope, outbox_id=row.id, service=self._route.service, by_reference=by_reference),
-            headers=headers_of(
-                envelope,
-                service=self._route.service,
-                installation=self._installation_id(),
-                traceparent=row.traceparent,
-                by_reference=by_reference,
-            ),
-            sent_at=sent_at,
-        )
 
     def _settle(self, batch: _InFlight) -> None:
         """Wait for the broker's answers and write them down.
@@ -269,50 +248,6 @@ class Relay:
             self._settle_all()
         except (BrokerUnavailableError, DatabaseError, InterfaceError) as error:
             logger.warning("relay of %s: ended with rows unmarked; they go out again: %s", self._route.service, error)
-
-    # --- redelivery ----------------------------------------------------------------------------------------------
-
-    def _redeliver(self) -> bool:
-        """Send again what has been published for too long, as far as the consumers have certainly seen it."""
-        if not self._broker.capabilities.keeps_records:
-            return False
-        now_s = self._clock()
-        every_s = min(self._options.redeliver_after_seconds / 4, 30.0)
-        if self._redelivered_at is not None and now_s - self._redelivered_at < every_s:
-            return False
-        self._redelivered_at = now_s
-        now = self._repository.now()
-        positions = self._positions()
-        horizon = self._horizon.update(now, positions) if positions is not None else None
-        if horizon is None:
-            return False
-        count = self._repository.redeliver(
-            shards=self._shards(),
-            published_before=min(horizon, now - self._redeliver_after),
-            limit=self._options.batch_size,
-        )
-        if count:
-            self.totals.redelivered += count
-            self._redelivered_at = None
-            logger.warning("relay of %s: %d rows were stuck in published and go out again", self._route.service, count)
-            signals.redelivered.send_robust(self._route.service, count=count)
-        return count > 0
-
-    def _positions(self) -> Positions | None:
-        """Return the group's positions; None where they are not to be had, which is no reason to stop sending."""
-        try:
-            positions = self._broker.positions(self._route)
-        except BrokerUnavailableError as error:
-            if not self._positions_problem:
-                logger.warning(
-                    "relay of %s: lost records are not sent again while the group's positions cannot be read: %s",
-                    self._route.service,
-                    error,
-                )
-            self._positions_problem = str(error)
-            return None
-        self._positions_problem = ""
-        return positions
 
     # --- the loop ------------------------------------------------------------------------------------------------
 

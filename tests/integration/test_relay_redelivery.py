@@ -214,7 +214,7 @@ def test_what_was_published_behind_the_horizon_is_not_sent_again(
     """The consumers were up to date once; what came after that moment is their backlog, however old it gets."""
     backlog = published_long_ago(alias, broker, make_relay, 3)
     relay = make_relay(redeliver_after_seconds=300)
-    relay._horizon.update(database_now(alias) - HOUR, Positions(first={}, end={}, committed={}))
+    relay._lost._horizon.update(database_now(alias) - HOUR, Positions(first={}, end={}, committed={}))
 
     step_until_idle(relay)
 
