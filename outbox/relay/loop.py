@@ -29,6 +29,7 @@ from outbox.log_text import get_logger
 from outbox.relay.confirmations import Hand, OwnHand, PublishedMarks
 from outbox.relay.lost_records import LostRecords
 from outbox.relay.outgoing import OutgoingRecords
+from outbox.relay.pauses import IdlePauses
 from outbox.relay.redelivery import pause_before_redelivery
 from outbox.storage.dialects import from_db
 from outbox.storage.relay_rows import RelayRows
@@ -102,10 +103,11 @@ class Relay:
         self._broker_answers = True
         """It has answered a batch since it was away last: that it takes one says nothing."""
         self._backoff = ConnectionBackoff(self._route.service, "relay")
-        self._idle_pause = self._shortest_pause = timedelta(milliseconds=options.poll_interval_ms)
-        self._open_wake_ups = wake_ups
-        self._wake_ups: WakeUpSocket | None = None
-        self._was_woken = False
+        self._pauses = IdlePauses(
+            shortest=timedelta(milliseconds=options.poll_interval_ms),
+            longest=timedelta(milliseconds=options.max_poll_interval_ms),
+            open_wake_ups=wake_ups,
+        )
 
     def run(self, stop: StopFlag, *, once: bool = False) -> RelayTotals:
         """Work until ``stop`` is set; with ``once``, until nothing more is due.
@@ -114,16 +116,14 @@ class Relay:
         sees it then. Whoever serves for ever goes on by itself when it is mended.
         """
         try:
-            self._wake_ups = self._open_wake_ups()
+            self._pauses.open()
             self._heartbeat.start()
             while not stop.is_set:
                 pause = self._try_step(once=once)
-                if pause is None:
-                    self._was_woken = False
-                elif pause.is_last:
+                if pause is not None and pause.is_last:
                     break
-                else:
-                    self._rest(pause, stop)
+                if pause is not None:
+                    self._pauses.rest(pause.length, stop, is_outage=pause.outage)
             self._drain_quietly()
         finally:
             self._close()
@@ -263,11 +263,9 @@ class Relay:
             return _Pause(self._recover(error), outage=True)
         self._backoff.record_success(besides=() if self._broker_answers else ("broker",))
         if worked:
-            self._idle_pause = self._shortest_pause
+            self._pauses.start_over()
             return None
-        pause = self._idle_pause
-        self._idle_pause = min(pause * 2, timedelta(milliseconds=self._options.max_poll_interval_ms))
-        return _Pause(pause, is_last=is_last)
+        return _Pause(self._pauses.take(), is_last=is_last)
 
     def _recover(self, error: Exception) -> timedelta:
         """Have everything that was not settled claimed and sent again; return how long to pause before."""
@@ -280,23 +278,6 @@ class Relay:
             if not isinstance(error, (DatabaseError, InterfaceError)):
                 self._close_producer()  # a client that is in no known state
         return self._backoff.record(error, using=self._route.database)
-
-    def _rest(self, pause: _Pause, stop: StopFlag) -> None:
-        """Pause; a hint that rows were committed ends it, unless the database or the broker is away.
-
-        Hints are for all relays of the service: after one that led to nothing, the next is not listened to for the
-        shortest pause, so that what others publish costs this one no more than its polling does.
-        """
-        length = pause.length
-        if self._wake_ups is None or pause.outage:
-            stop.wait(length)
-            return
-        if self._was_woken:
-            deaf = min(self._shortest_pause, length)
-            stop.wait(deaf)
-            length -= deaf
-        stop.wait(length, until=self._wake_ups)
-        self._was_woken = self._wake_ups.clear()
 
     def _is_drained(self) -> bool:
         """Say whether nothing is due in any shard: also what a crashed relay held until its lease runs out."""
@@ -320,8 +301,7 @@ class Relay:
         except (DatabaseError, InterfaceError) as error:
             logger.warning("relay of %s: leases run out by themselves: %s", self._route.service, error)
         self._marks.close()
-        if self._wake_ups is not None:
-            self._wake_ups.close()
+        self._pauses.close()
         self._close_producer()
 
     def _close_producer(self) -> None:

@@ -57,7 +57,7 @@ def test_relay_that_pauses_is_woken_by_a_commit(alias: str, broker: MemoryBroker
     stop, threads = StopFlag(), Threads()
     running = threads.start(lambda: relay.run(stop))
     try:
-        wait_until(lambda: relay._wake_ups is not None and relay._leases.held, message="the relay is there")
+        wait_until(lambda: relay._pauses.are_ended_by_wake_ups and relay._leases.held, message="the relay is there")
         wait_until(lambda: relay_hints().is_heard(SERVICE), message="publishers see it")
         for number in range(3):
             publish(snapshot(f"c-{number}"))
