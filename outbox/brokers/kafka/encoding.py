@@ -93,8 +93,6 @@ class _Pairs(dict[tuple[str, bytes], bytes]):
 
     def __missing__(self, header: tuple[str, bytes]) -> bytes:
         name, content = header
-        if type(content) is not bytes or type(header) is not tuple:
-            raise TypeError(header)
         encoded = b"%b%b%b" % (_names[name], _varints[len(content)], content)
         if len(encoded) <= _KEPT_BYTES:
             if len(self) >= _KNOWN_PAIRS:
@@ -138,8 +136,12 @@ def encode(key: bytes, value: bytes, headers: Headers) -> EncodedRecord:
     """
     if type(key) is not bytes or type(value) is not bytes:
         raise TypeError(key, value)
-    start = (_varints[len(key)], key, _varints[len(value)], value, _varints[len(headers)])
-    return EncodedRecord(b"".join((*start, *map(_pairs.__getitem__, headers))), headers)
+    parts = [_varints[len(key)], key, _varints[len(value)], value, _varints[len(headers)]]
+    for header in headers:
+        if type(header) is not tuple or type(header[1]) is not bytes:  # what is not may equal one that is kept
+            raise TypeError(header)
+        parts.append(_pairs[header])
+    return EncodedRecord(b"".join(parts), headers)
 
 
 class BatchBuilder(DefaultRecordBatchBuilder):  # type: ignore[misc] # the client has no types
