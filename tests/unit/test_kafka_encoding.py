@@ -226,6 +226,7 @@ def call(key: Any = b"k", value: Any = b"v", headers: Any = (), timestamp_ms: An
 @given(st.lists(calls, min_size=1, max_size=8), batch_bytes, st.sampled_from([500, 9_000, 1 << 20]))
 @example([call(), call(headers=[("name", memoryview(b"header"))]), call(headers=[["name", b"header"]])], 1_000, 1 << 20)
 @example([call(headers=[("name", b"header")]), call(headers=[("name", memoryview(b"header"))])], 1_000, 1 << 20)
+@example([call(headers=[()]), call(headers=[("name",)]), call(headers=[("name", b"a", b"b")])], 1_000, 1 << 20)
 @example([call(key=None), call(value=None), call(key=None, value=None), call(key="k"), call(value="v")], 1_000, 1 << 20)
 @example([call(key=Bytes(b"k")), call(value=Bytes(b"v")), call(value=array("b", [1]))], 1_000, 1 << 20)
 @example([call(value=b"v" * 100)] * 4, 300, 1 << 20)  # the last finds a full batch before its own

@@ -138,7 +138,8 @@ def encode(key: bytes, value: bytes, headers: Headers) -> EncodedRecord:
         raise TypeError(key, value)
     parts = [_varints[len(key)], key, _varints[len(value)], value, _varints[len(headers)]]
     for header in headers:
-        if type(header) is not tuple or type(header[1]) is not bytes:  # what is not may equal one that is kept
+        _, content = header
+        if type(content) is not bytes or type(header) is not tuple:  # one that is not may equal one that is kept
             raise TypeError(header)
         parts.append(_pairs[header])
     return EncodedRecord(b"".join(parts), headers)
