@@ -85,7 +85,7 @@ class Settling:
 
         No server is silent so often in a row, but for a handler that makes it so. ``is_counted``: it counts already.
 
-        :raises DatabaseError: the database is away.
+        :raises DatabaseError: the database is unavailable.
         """
         silence = self._silence_behind(error)
         if silence is None:
@@ -96,18 +96,18 @@ class Settling:
     def hangs(self, row: Locked, *, limit: timedelta) -> bool:
         """Charge an event whose handler does not return; say whether that is its fault, and not the database's silence.
 
-        :raises DatabaseError: the database is away.
+        :raises DatabaseError: the database is unavailable.
         """
         late = HandlerTimeoutError(row.event_type, limit=limit, began=monotonic() - limit.total_seconds())
         if self._silence_behind(late) is not None:
-            return False  # whoever takes the partition over does this event alone
+            return False  # the next consumer of the partition does this event alone
         self.charge(row, late)
         return True
 
     def charge(self, row: Locked, error: Exception) -> None:
         """Have one event come again, or make it dead: its handler failed.
 
-        :raises DatabaseError: the database is away.
+        :raises DatabaseError: the database is unavailable.
         """
         attempt = row.retry_count + 1
         if isinstance(error, Discard) or attempt >= row.max_retry:
@@ -126,7 +126,7 @@ class Settling:
     def interrupted(self, row: Locked, error: Exception) -> None:
         """Count an interruption of an event whose connection was lost, or make it dead after too many in a row.
 
-        :raises DatabaseError: the database is away.
+        :raises DatabaseError: the database is unavailable.
         """
         count = row.interruptions + 1
         if count >= MAX_INTERRUPTIONS:
@@ -148,7 +148,7 @@ class Settling:
 
         It costs no attempt until it has happened often in a row: then it is how its handler works.
 
-        :raises DatabaseError: the database is away.
+        :raises DatabaseError: the database is unavailable.
         """
         count = self.contended.note(row.id)
         if count > _FREE_DEFERRALS:

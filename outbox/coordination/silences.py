@@ -47,7 +47,7 @@ class Silences:
                 self._asked_at = self._clock()
 
     def answered(self, *, was_locked: bool = False) -> None:
-        """Note an answer to what was asked. ``was_locked``: it took its time because of somebody else's lock."""
+        """Note an answer to what was asked. ``was_locked``: it took its time because of the lock of another session."""
         with self._mutex:
             silence = None if was_locked else self._going_on()
             if silence is not None:
