@@ -88,6 +88,8 @@ INSTALLED_APPS = [
     "agent_events.active_scheduler",
     "agent_events.notification",
 ]
+if env.flag("SHARED_TABLE", default=False):
+    INSTALLED_APPS.append("outbox.contrib.shared_table")
 
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",

@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("DEBUG", "true")
 os.environ["READ_DOT_ENV"] = "false"
+os.environ["SHARED_TABLE"] = "true"
 for name in [*os.environ]:
     if name in {"DATABASE_URL", "OUTBOX"} or name.startswith("KAFKA_"):
         del os.environ[name]

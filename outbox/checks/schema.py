@@ -79,7 +79,8 @@ def check_foreign_rows(aliases: Collection[str]) -> list[CheckMessage]:
                 CheckWarning(
                     f"{found} unfinished rows in {route.table!r} are of event types that other services own: nobody "
                     f"relays them.",
-                    hint=f"Run `manage.py rehome_outbox {service}`.",
+                    hint="Add 'outbox.contrib.shared_table' to INSTALLED_APPS and run "
+                    f"`manage.py rehome_outbox {service}`.",
                     obj=outbox_models()[service][0],
                     id="outbox.W083",
                 )

@@ -116,10 +116,14 @@ class ServiceCatalog:
 
 
 class RouteRegistry:
-    """Which service owns which event type, over a catalog of services."""
+    """Which service owns which event type, over a catalog of services.
 
-    def __init__(self, catalog: ServiceCatalog) -> None:
+    ``tables_were_shared``: a service's table may hold rows of event types that other services own.
+    """
+
+    def __init__(self, catalog: ServiceCatalog, *, tables_were_shared: bool = False) -> None:
         self.catalog = catalog
+        self.tables_were_shared = tables_were_shared
         self._owners: dict[str, str] = {}
 
     def register(self, event_type: str, service: str) -> None:
@@ -152,5 +156,12 @@ class RouteRegistry:
         return tuple(sorted(event_type for event_type, owner in self._owners.items() if owner == service))
 
     def foreign_types(self, service: str) -> tuple[str, ...]:
-        """Return the event types that other services own, sorted: their rows are not for ``service`` to send."""
+        """Return the event types, sorted, whose rows are to be left out of the table of ``service``.
+
+        They are those of other services where tables were shared; else no such row is there, and none is looked for.
+        """
+        return self.types_of_others(service) if self.tables_were_shared else ()
+
+    def types_of_others(self, service: str) -> tuple[str, ...]:
+        """Return the event types that other services own, sorted."""
         return tuple(sorted(event_type for event_type, owner in self._owners.items() if owner != service))

@@ -31,7 +31,9 @@ def route_registry() -> RouteRegistry:
 
     :raises UnknownServiceError: a contract names a service that no installed app declares.
     """
-    registry = RouteRegistry(ServiceCatalog(service_route(service) for service in service_models()))
+    were_shared = any(getattr(app, "outbox_tables_were_shared", False) for app in apps.get_app_configs())
+    routes = ServiceCatalog(service_route(service) for service in service_models())
+    registry = RouteRegistry(routes, tables_were_shared=were_shared)
     for contract in contracts:
         registry.register(contract.event_type, contract.service)
     return registry

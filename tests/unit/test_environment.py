@@ -26,6 +26,7 @@ FLAGS: Final = (
     "BEHIND_PROXY",
     "KAFKA_ENABLED",
     "MEMORY_ENABLED",
+    "SHARED_TABLE",
 )
 
 

@@ -174,6 +174,9 @@ def test_foreign_types_are_those_of_the_others(registry: RouteRegistry) -> None:
     registry.register("m.b", "memory")
 
     assert registry.event_types("agent") == ("a.b",)
+    assert registry.types_of_others("agent") == ("m.b", "t.b")
+    assert registry.foreign_types("agent") == (), "no table was shared"
+    registry.tables_were_shared = True
     assert registry.foreign_types("agent") == ("m.b", "t.b")
 
 

@@ -63,7 +63,7 @@ class Rehoming:
     def __init__(self, source: ServiceRoute, registry: RouteRegistry) -> None:
         self._source = source
         self._registry = registry
-        self._foreign = registry.foreign_types(source.service)
+        self._foreign = registry.types_of_others(source.service)
 
     def survey(self) -> list[Misplaced]:
         """Count what lies there, exactly, by event type and status; changes nothing."""
