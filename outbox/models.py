@@ -129,6 +129,25 @@ class Installation(models.Model):
         return self.installation_id
 
 
+class BlockedKey(models.Model):
+    """A key whose events are held behind an unfinished one. Written by ``outbox.storage`` only."""
+
+    service = models.CharField(max_length=64)
+    message_key = KeyField(max_length=128)
+    blocker_id = models.BigIntegerField(help_text="Id of the row that the others wait for, as it was last seen")
+    held = models.IntegerField(help_text="Pending events of the key when it was last looked at, counted up to 20,000")
+    blocked_at = models.DateTimeField(db_default=UtcNow())
+
+    class Meta:
+        db_table = "outbox_blocked_keys"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["service", "message_key"], name="outbox_blocked_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.service}: {self.message_key}"
+
+
 class ShardLease(models.Model):
     """Which worker of a role works on a shard of a service, until when by the database's clock."""
 

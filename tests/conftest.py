@@ -202,12 +202,21 @@ def _create_toy_table(alias: str) -> None:
 def _empty(alias: str) -> None:
     from django.db import connections, transaction
 
-    from outbox.models import Installation, RejectedRecord, ServiceSwitch, ShardLease, Worker
+    from outbox.models import BlockedKey, Installation, RejectedRecord, ServiceSwitch, ShardLease, Worker
     from outbox.registry.catalog import service_models
     from tests.toys import ToyEffect
 
     connection = connections[alias]
-    models = [*service_models().values(), Installation, RejectedRecord, ServiceSwitch, ShardLease, Worker, ToyEffect]
+    models = [
+        *service_models().values(),
+        BlockedKey,
+        Installation,
+        RejectedRecord,
+        ServiceSwitch,
+        ShardLease,
+        Worker,
+        ToyEffect,
+    ]
     tables = [*(model._meta.db_table for model in models), "agent_state_snapshot_records"]
     with transaction.atomic(using=alias), connection.cursor() as cursor:
         for table in tables:

@@ -83,4 +83,4 @@ def stale(row_id: int, **columns: Any) -> Locked:
 
 
 def blockers_of(repository: OutboxRepository, *ids: int) -> dict[str, int]:
-    return {key: blocker.id for key, blocker in repository.blockers(locked(repository, *ids)).items()}
+    return {key: blocker.id for key, blocker in repository.predecessors(locked(repository, *ids)).blockers.items()}

@@ -161,20 +161,22 @@ class BatchTransaction:
         self.live = self._find_live(self._lock())
         self._fetch_long_payloads()
         self._set_suspects_aside()
+        before = tools.repository.predecessors(self.live)
         plan = make_plan(
             self.live,
-            tools.repository.blockers(self.live),
+            before.blockers,
             read=partial(tools.reader.read, is_announced=self.portion.announced is not None),
             parks_key=tools.parks_key,
         )
-        tools.writer.defer_blocked(plan, outcome)
         if self.portion.way in (Way.SUSPECT, Way.ANNOUNCED):
             self._announce(plan)
         else:
             self._run_handlers(plan, is_outermost)
+        # After the handlers: a note of a blocked key stays locked until the commit.
+        tools.writer.defer_blocked(plan, outcome)
         tools.writer.bury(plan.bury, outcome)
         tools.writer.finish(plan.deliver, outcome)
-        tools.writer.wake(outcome)
+        tools.writer.release(before.blocked_keys, outcome)
         if outcome.rejected:
             tools.rejections.add(outcome.rejected)
 

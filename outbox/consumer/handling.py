@@ -29,7 +29,6 @@ from outbox.consumer.outcomes import ConsumerTotals, News, Outcome
 from outbox.consumer.portions import Portion, Way, each_alone, fitting, whole
 from outbox.consumer.reading import RowReader
 from outbox.consumer.settling import Settling
-from outbox.consumer.waiting import WaitingEvents
 from outbox.consumer.watchdog import Watchdog
 from outbox.consumer.writing import PlanWriter
 from outbox.coordination.database_errors import ErrorKind
@@ -94,11 +93,9 @@ class BatchHandling:
         self._using = repository.route.database
         self._wake_relays = wake_relays
         self._on_hung_noted = on_hung_noted
-        self._waiting = WaitingEvents()
         self._settling = Settling(
             repository,
             news=self._news,
-            waiting=self._waiting,
             retry_policy=retry_policy,
             parks_key=parks_key,
             rand=rand,
@@ -109,9 +106,7 @@ class BatchHandling:
             repository=repository,
             rejections=rejections,
             reader=RowReader(repository, contracts, handlers),
-            writer=PlanWriter(
-                repository, options=options, waiting=self._waiting, redeliver_after=redeliver_after, rand=rand
-            ),
+            writer=PlanWriter(repository, options=options, redeliver_after=redeliver_after, rand=rand),
             options=options,
             parks_key=parks_key,
             watchdog=watchdog,
@@ -278,14 +273,11 @@ class BatchHandling:
     # --- what was committed --------------------------------------------------------------------------------------
 
     def _committed(self, outcome: Outcome) -> None:
-        """Remember who waits for whom, and tell the world."""
+        """Forget what found locks in its way, and tell the world."""
         contended = self._settling.contended
-        for key, gone in outcome.finished.items() if contended or self._waiting else ():
-            self._waiting.finished(key, gone=gone, woken=outcome.woken.get(key, []))
+        for gone in outcome.finished.values() if contended else ():
             contended.forget(gone)
-        for key, ids in outcome.put_back.items():
-            self._waiting.put_back(key, ids)
-        if outcome.woken or outcome.redelivered:
+        if outcome.released or outcome.redelivered:
             self._wake_relays()
         self._news.tell(outcome)
 

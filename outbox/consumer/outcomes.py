@@ -43,10 +43,12 @@ class Outcome:
     duplicates: int = 0
     buried: list[tuple[Locked, str]] = field(default_factory=list)
     rejected: list[Rejection] = field(default_factory=list)
-    put_back: dict[str, list[int]] = field(default_factory=dict)
+    blocked_keys: set[str] = field(default_factory=set)
+    """Keys of which events were put off behind an unfinished one."""
     finished: dict[str, list[int]] = field(default_factory=dict)
     """By key; of events that died, those that let their key go on."""
-    woken: dict[str, list[int]] = field(default_factory=dict)
+    released: int = 0
+    """Events that are due now that what they waited for is finished."""
     left: list[Portion] = field(default_factory=list)
     """Records that nothing was done about, in the portions in which something is to be done next."""
     locked: list[IncomingRecord] = field(default_factory=list)

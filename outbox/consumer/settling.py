@@ -10,7 +10,6 @@ from typing import Final
 from outbox.consumer.blame import failure_of
 from outbox.consumer.isolation import MAX_INTERRUPTIONS
 from outbox.consumer.outcomes import News
-from outbox.consumer.waiting import WaitingEvents
 from outbox.coordination.heartbeat import Witness
 from outbox.declarations.backoff import RetryPolicy, delay
 from outbox.exceptions import Discard, HandlerTimeoutError, Retry, SilentDatabaseError, TooManyInterruptionsError
@@ -62,7 +61,6 @@ class Settling:
         repository: ConsumerRows,
         *,
         news: News,
-        waiting: WaitingEvents,
         retry_policy: Callable[[str], RetryPolicy],
         parks_key: Callable[[str], bool],
         rand: Callable[[], float],
@@ -73,7 +71,6 @@ class Settling:
         self._repository = repository
         self._using = repository.route.database
         self._news = news
-        self._waiting = waiting
         self._retry_policy = retry_policy
         self._parks_key = parks_key
         self._rand = rand
@@ -168,17 +165,16 @@ class Settling:
     def _bury(self, row: Locked, error: Exception, *, failed_attempts: int = 1) -> None:
         failure = failure_of(error)
         parks_key = self._parks_key(row.event_type)
-        woken = [] if parks_key else self._waiting.next_of(row.message_key, besides=[row.id])
+        released = 0
         with own_transaction(self._using):
             buried = self._repository.bury_failed(
                 row, failure=failure, parks_key=parks_key, failed_attempts=failed_attempts
             )
-            if buried and woken:
-                self._repository.wake(woken)
+            if buried and not parks_key:
+                released = self._repository.release({row.message_key: row.id})
+        if released:
+            self._wake_relays()
         if buried:
-            self._waiting.finished(row.message_key, gone=[row.id], woken=woken)
-            if woken:
-                self._wake_relays()
             self._news.tell_dead(row, failure.reason)
 
 

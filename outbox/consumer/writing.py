@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -10,13 +11,18 @@ from outbox.conf import ConsumerOptions
 from outbox.consumer.blame import failure_of
 from outbox.consumer.outcomes import Outcome
 from outbox.consumer.planning import Burial, Plan, Readable, lost_before, waits_until
-from outbox.consumer.waiting import WaitingEvents
 from outbox.declarations.handlers import Delivery
 from outbox.exceptions import LostRowError
+from outbox.lifecycle import Status
 from outbox.storage.consumer_rows import ConsumerRows
+from outbox.storage.rows import Blocker
 
-_WOKEN_AT_ONCE: Final = 500
-"""About so many events are woken by one batch; the others come when they are due."""
+_HELD_A_SECOND: Final = 25
+"""About so many deferred events of a service come again in a second, however many it holds: a small part of what even a
+slow handler leaves its consumer time for."""
+
+_LONGEST_DEFERRAL: Final = timedelta(seconds=35)
+"""An event that is put off for more than this, and not because of a failure, is held; locks put it off for less."""
 
 
 class PlanWriter:
@@ -27,36 +33,49 @@ class PlanWriter:
         repository: ConsumerRows,
         *,
         options: ConsumerOptions,
-        waiting: WaitingEvents,
         redeliver_after: timedelta | None,
         rand: Callable[[], float],
     ) -> None:
         self._repository = repository
         self._options = options
-        self._waiting = waiting
         self._redeliver_after = redeliver_after
         self._rand = rand
 
     def defer_blocked(self, plan: Plan, outcome: Outcome) -> None:
-        """Put those off that wait for a predecessor, and send a predecessor again whose record is lost."""
+        """Put off those that wait for a predecessor, and note their keys as blocked.
+
+        A predecessor whose record is lost is sent again. One that is held itself has nothing before it: its release
+        crossed its deferral, and is made good.
+        """
         if not plan.wait:
             return
         now = self._repository.now()
-        until: dict[datetime, list[int]] = {}
+        oldest: dict[str, int] = {}
         for row, blocker in plan.wait:
+            oldest.setdefault(row.message_key, row.id if blocker is None else blocker.id)
+        outcome.blocked_keys |= oldest.keys()
+        joining = Counter(row.message_key for row, _ in plan.wait if row.status != Status.PENDING)
+        spread = self._spread(self._repository.note_blocked(oldest, joining=joining))
+        until: dict[datetime, list[int]] = {}
+        for place, (row, blocker) in enumerate(plan.wait):
             moment = waits_until(
                 blocker,
                 now=now,
                 shortest=timedelta(milliseconds=self._options.wait_min_ms),
                 longest=timedelta(seconds=self._options.wait_max_seconds),
             )
-            line = outcome.put_back.setdefault(row.message_key, [])
-            moment += self._waiting.patience_of(row.message_key, row.id, in_hand=len(line))
-            line.append(row.id)
-            until.setdefault(moment, []).append(row.id)
+            share = (place + self._rand()) / len(plan.wait)
+            until.setdefault(moment + timedelta(seconds=int(spread * share)), []).append(row.id)
         outcome.waited += self._repository.wait_each(until)
+        held = {row.message_key: blocker.id - 1 for row, blocker in plan.wait if blocker and _is_held(blocker, now)}
+        outcome.released += self._repository.release(held) if held else 0
         if self._redeliver_after is not None:
             outcome.redelivered = self._repository.redeliver_lost(lost_before(plan.wait, after=self._redeliver_after))
+
+    @staticmethod
+    def _spread(held: int) -> float:
+        """Return over how many seconds deferred events are spread, where a service holds so many."""
+        return 2 * max(held - _HELD_A_SECOND, 0) / _HELD_A_SECOND
 
     def defer_contended(self, deliveries: Sequence[Delivery[Any]], outcome: Outcome) -> None:
         """Put those off for a moment whose turn did not come: others' locks had used up what their batch may wait."""
@@ -93,13 +112,11 @@ class PlanWriter:
             delivery = readable.delivery
             outcome.finished.setdefault(delivery.message_key, []).append(delivery.outbox_id)
 
-    def wake(self, outcome: Outcome) -> None:
-        """Make those due that waited for what is finished, unless events of their key in hand still have to wait."""
-        count = 0
-        for key, gone in outcome.finished.items() if self._waiting else ():
-            ids = [] if key in outcome.put_back else self._waiting.next_of(key, besides=gone)
-            if ids and count < _WOKEN_AT_ONCE:
-                outcome.woken[key] = ids
-                count += len(ids)
-        if outcome.woken:
-            self._repository.wake([row_id for ids in outcome.woken.values() for row_id in ids])
+    def release(self, noted: Sequence[int], outcome: Outcome) -> None:
+        """Make those due that waited for what is finished, unless events of their key had to be put off."""
+        finished = {key: max(ids) for key, ids in outcome.finished.items() if key not in outcome.blocked_keys}
+        outcome.released += self._repository.release_behind(noted, finished)
+
+
+def _is_held(blocker: Blocker, now: datetime) -> bool:
+    return blocker.is_deferred and blocker.due_at is not None and blocker.due_at > now + _LONGEST_DEFERRAL

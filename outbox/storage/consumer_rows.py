@@ -9,13 +9,14 @@ from typing import Any
 
 from outbox import lifecycle
 from outbox.lifecycle import Status
+from outbox.storage.blocked_keys import BlockedKeyRows
 from outbox.storage.dialects import from_db, id_list, moment_of, to_db
-from outbox.storage.rows import Blocker, Failure, Identity, Locked
-from outbox.storage.transitions import RowTransitions, columns, in_bytes
+from outbox.storage.rows import Blocker, Failure, Identity, Locked, Predecessors
+from outbox.storage.transitions import columns, in_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class ConsumerRows(RowTransitions):
+class ConsumerRows(BlockedKeyRows):
     """What a consumer does with the rows of a service."""
 
     def lock(self, ids: Sequence[int], *, max_length: int) -> list[Locked]:
@@ -51,25 +52,29 @@ class ConsumerRows(RowTransitions):
         )
         return {row[0]: Identity(*row[1:]) for row in found}
 
-    def blockers(self, locked: Sequence[Locked]) -> dict[str, Blocker]:
+    def predecessors(self, locked: Sequence[Locked]) -> Predecessors:
         """Return, by key, the oldest unfinished row before the last of ``locked`` and not one of them.
 
         A dead row that parks its key counts as unfinished: its successors wait until a person decides.
         """
         if not locked:
-            return {}
-        details = self._details(self._oldest_unfinished(locked, foreign_too=True))
-        if any(row[6] in self.foreign_types for row in details):  # rare: rows from when the table was shared
-            details = self._details(self._oldest_unfinished(locked, foreign_too=False))
-        return {
+            return Predecessors()
+        oldest, noted = self._oldest_unfinished(locked, foreign_too=True)
+        details = self._details(oldest)
+        if any(row[-1] in self.foreign_types for row in details):  # rare: rows from when the table was shared
+            oldest, noted = self._oldest_unfinished(locked, foreign_too=False)
+            details = self._details(oldest)
+        blockers = {
             key: Blocker(
                 id=row_id,
                 due_at=moment_of(due_at) if status == Status.PENDING else None,
                 unchanged_for=_time_since(updated_at, now),
                 is_sent=status == Status.PUBLISHED,
+                is_deferred=status == Status.PENDING and not tries,
             )
-            for key, row_id, status, due_at, updated_at, now, _event_type in details
+            for key, row_id, status, due_at, updated_at, now, tries, _event_type in details
         }
+        return Predecessors(blockers, noted)
 
     def mark_consumed(self, ids: Sequence[int]) -> int:
         """Mark rows whose effects are in the same transaction; return how many."""
@@ -93,16 +98,6 @@ class ConsumerRows(RowTransitions):
             [row_id for ids in moments.values() for row_id in ids],
             f"next_retry_at = {'%s' if len(moments) == 1 else f'CASE {cases} END'}, interruptions = 0",
             [to_db(self._connection, moment) for moment in moments],
-        )
-
-    def wake(self, ids: Sequence[int]) -> int:
-        """Make rows due that wait; what is in a back-off of its own, sent already or locked is left alone."""
-        return self._move(
-            lifecycle.WAIT,
-            ids,
-            f"next_retry_at = {self._sql.now}",
-            also=self._waits,
-            skip_locked=True,
         )
 
     def retry(self, row: Locked, *, due_at: datetime, failure: Failure) -> int:
@@ -152,21 +147,28 @@ class ConsumerRows(RowTransitions):
         """Note the last attempt of a row and make it dead, unless that attempt is history by now."""
         return self._bury(row.id, failure, parks_key, failed_attempts=failed_attempts, also=_same_attempt(row))
 
-    def _oldest_unfinished(self, locked: Sequence[Locked], *, foreign_too: bool) -> list[int]:
-        """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``."""
+    def _oldest_unfinished(self, locked: Sequence[Locked], *, foreign_too: bool) -> tuple[list[int], list[int]]:
+        """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``; and notes.
+
+        The second list are the ids of the notes of blocked keys.
+        """
         keys = {row.message_key for row in locked}
         oldest: dict[str, int] = {}
-        for key, row_id in self._fetch(*self._searches.oldest_unfinished(locked, foreign_too=foreign_too)):
-            if key in keys:  # and not one that the column's collation takes for one of them
+        noted = []
+        search = self._searches.oldest_unfinished(self.route.service, locked, foreign_too=foreign_too)
+        for key, row_id in self._fetch(*search):
+            if row_id < 0:
+                noted.append(-row_id)
+            elif key in keys:  # and not one that the column's collation takes for one of them
                 oldest[key] = min(row_id, oldest.get(key, row_id))
-        return sorted(oldest.values())
+        return sorted(oldest.values()), noted
 
     def _details(self, ids: Sequence[int]) -> list[Any]:
         if not ids:
             return []
         return self._fetch(
             f"SELECT message_key, id, status, {self._sql.dated.format('next_retry_at')},"
-            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, event_type"
+            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, retry_count + interruptions, event_type"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
         )
 

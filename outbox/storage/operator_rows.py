@@ -9,37 +9,44 @@ from typing import Any
 
 from outbox import lifecycle
 from outbox.lifecycle import Status
-from outbox.storage.dialects import id_list, moment_of, placeholders, storable
+from outbox.storage.blocked_keys import BlockedKeyRows
+from outbox.storage.dialects import id_list, moment_of, storable
 from outbox.storage.rows import Pruned
-from outbox.storage.transitions import RowTransitions
+from outbox.storage.sessions import own_transaction
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorRows(RowTransitions):
+class OperatorRows(BlockedKeyRows):
     """What people and the cleaner do with the rows of a service."""
 
     def replay(self, ids: Sequence[int]) -> int:
-        """Send dead rows again, with all their attempts before them; return how many were dead."""
-        moved = self._move(
+        """Send dead rows again, with all their attempts before them; return how many were dead.
+
+        What waits behind them is released when they are finished.
+        """
+        return self._move(
             lifecycle.REPLAY,
             ids,
             f"retry_count = 0, replay_count = replay_count + 1, interruptions = 0, next_retry_at = {self._sql.now},"
             " dead_at = NULL, parks_key = %s, resolved_at = NULL, resolved_by = '', resolution = ''",
             [False],
         )
-        self._wake_successors(ids)
-        return moved
 
     def give_up(self, ids: Sequence[int], *, by: str, reason: str) -> int:
-        """Take dead rows off the open list for good; return how many were dead and open."""
-        moved = self._move(
-            lifecycle.GIVE_UP,
-            ids,
-            f"resolved_at = {self._sql.now}, resolved_by = %s, resolution = %s, parks_key = %s",
-            [storable(by, 150), storable(reason, 500), False],
-            also=("resolved_at IS NULL", []),
-        )
-        self._wake_successors(ids)
+        """Take dead rows off the open list for good; return how many were dead and open.
+
+        What waits behind them is released, in the same transaction.
+        """
+        with own_transaction(self.route.database):
+            moved = self._move(
+                lifecycle.GIVE_UP,
+                ids,
+                f"resolved_at = {self._sql.now}, resolved_by = %s, resolution = %s, parks_key = %s",
+                [storable(by, 150), storable(reason, 500), False],
+                also=("resolved_at IS NULL", []),
+            )
+            if moved:
+                self.release_behind_rows(ids)
         return moved
 
     def edit(self, row_id: int, *, payload: bytes) -> int:
@@ -71,24 +78,6 @@ class OperatorRows(RowTransitions):
         # Ids grow with time, so behind a row as young as the limit there is nothing left to delete.
         reached_young = not any(_is_before(row[3], consumed_before, unknown=True) for row in window)
         return Pruned(deleted, None if reached_young or len(window) < limit else window[-1][0])
-
-    def _wake_successors(self, ids: Sequence[int]) -> None:
-        """Make rows that wait behind ``ids`` due now; what is in a back-off of its own keeps it."""
-        if not ids:
-            return
-        keys = [
-            row[0]
-            for row in self._fetch(f"SELECT DISTINCT message_key FROM {self._table} WHERE id IN ({id_list(ids)})")
-        ]
-        if keys:
-            waiting = self._fetch(
-                f"SELECT id FROM {self._table} WHERE message_key IN ({placeholders(keys)}) AND status = %s"
-                f" AND id > %s AND retry_count = 0 AND next_retry_at > {self._sql.now}",
-                [*keys, Status.PENDING, min(ids)],
-            )
-            self._move(
-                lifecycle.WAIT, [row[0] for row in waiting], f"next_retry_at = {self._sql.now}", also=self._waits
-            )
 
 
 def _is_before(value: Any, limit: datetime, *, unknown: bool = False) -> bool:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from outbox import lifecycle
 from outbox.lifecycle import Status
+from outbox.models import BlockedKey
 from outbox.storage.dialects import Dialect, id_list, placeholders
 from outbox.storage.rows import Locked
 
 Search = tuple[str, list[Any]]
+BLOCKED_KEYS: Final = BlockedKey._meta.db_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +78,11 @@ class Searches:
         statement = f"SELECT id FROM {self.table} WHERE {conditions} ORDER BY next_retry_at, id LIMIT %s"
         return statement, [*parameters, limit]
 
-    def oldest_unfinished(self, locked: Sequence[Locked], *, foreign_too: bool) -> Search:
+    def oldest_unfinished(self, service: str, locked: Sequence[Locked], *, foreign_too: bool) -> Search:
         """Return the search for (key, id): the smallest unfinished and parking ids before the last of ``locked``.
+
+        It finds the notes of blocked keys, too: no key, and the note's id below 0, as a note's key may be of another
+        collation than the table's.
 
         ``foreign_too`` takes rows of foreign types for unfinished ones: leaving them out costs the search its
         index-only reading.
@@ -100,8 +105,11 @@ class Searches:
         statement = (
             f"{oldest} status IN (%s, %s) GROUP BY {each_key}"
             f" UNION ALL {oldest} status = %s AND parks_key = %s GROUP BY {each_key}"
+            f" UNION ALL SELECT '', -id FROM {BLOCKED_KEYS}"
+            f" WHERE service = %s AND message_key IN ({placeholders(keys)})"
         )
-        return statement, [*parameters, *lifecycle.UNFINISHED, *parameters, Status.DEAD, True]
+        values = [*parameters, *lifecycle.UNFINISHED, *parameters, Status.DEAD, True, service, *keys]
+        return statement, values
 
     def _in_shards(self, status: Status, shards: Collection[int] | None) -> Search:
         conditions, parameters = "status = %s", [status.value]

@@ -9,10 +9,12 @@ from operator import attrgetter
 from typing import Any, Final
 
 from outbox import lifecycle
+from outbox.storage.blocked_keys import BlockedKeyRows
 from outbox.storage.chunks import chunks
 from outbox.storage.dialects import from_db, id_list, moment_of, to_db
 from outbox.storage.rows import Claim, Due, Failure, Marked
-from outbox.storage.transitions import AS_CLAIMED, RowTransitions, in_bytes
+from outbox.storage.sessions import own_transaction
+from outbox.storage.transitions import AS_CLAIMED, in_bytes
 
 _UNBOUNDED: Final = 2**63
 _DUE_BEFORE: Final = timedelta(seconds=1)
@@ -21,7 +23,7 @@ statement takes."""
 
 
 @dataclass(frozen=True, slots=True)
-class RelayRows(RowTransitions):
+class RelayRows(BlockedKeyRows):
     """What a relay, or the table broker in its place, does with the rows of a service."""
 
     def claim(
@@ -118,9 +120,16 @@ class RelayRows(RowTransitions):
         return self._move(lifecycle.REDELIVER, ids, "next_retry_at = %s", [due_at], skip_locked=True)
 
     def bury_refused(self, row_id: int, *, failure: Failure, parks_key: bool, claimed_at: Any) -> int:
-        """Make a row dead that the broker refuses, unless it was put back after the claim or somebody has locked it."""
+        """Make a row dead that the broker refuses, unless it was put back after the claim or somebody has locked it.
+
+        What waits behind it is released, unless it holds its key back.
+        """
         as_claimed = (AS_CLAIMED, [claimed_at])
-        return self._bury(row_id, failure, parks_key, also=as_claimed, skip_locked=True)
+        with own_transaction(self.route.database):
+            buried = self._bury(row_id, failure, parks_key, also=as_claimed, skip_locked=True)
+            if buried and not parks_key:
+                self.release_behind_rows([row_id])
+        return buried
 
     def published(self, *, shards: Collection[int] | None, limit: int) -> list[tuple[int, str, str, int]]:
         """Return (id, event type, key, shard) of rows that wait for their consumer, in id order: a table as a queue."""

@@ -5,7 +5,7 @@ What a batch has hundreds of is a msgspec struct: it is made in a tenth of the t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -114,6 +114,18 @@ class Blocker:
     unchanged_for: timedelta
     is_sent: bool = False
     """Its record is on its way, as far as its row says."""
+    is_deferred: bool = False
+    """It was put back, by no doing of its own: behind another one, or because of locks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Predecessors:
+    """What goes before the rows of a batch."""
+
+    blockers: dict[str, Blocker] = field(default_factory=dict)
+    """By key, the oldest unfinished row that is not in the batch."""
+    blocked_keys: list[int] = field(default_factory=list)
+    """Ids of the notes (``BlockedKey``) of those of its keys that are blocked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,7 +123,7 @@ def compare(repository: OutboxRepository, rows: Sequence[Row], asked: Iterator[l
     with transaction.atomic(using=alias):
         fill(alias, rows)
         for batch in asked:
-            found = repository.blockers([locked(row.id, row.key, row.event_type) for row in batch])
+            found = repository.predecessors([locked(row.id, row.key, row.event_type) for row in batch]).blockers
             answer = {key: (blocker.id, blocker.is_sent) for key, blocker in found.items()}
             assert answer == naive(rows, batch), (rows, batch)
         transaction.set_rollback(True, using=alias)

@@ -12,7 +12,7 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox import lifecycle
 from outbox.lifecycle import Status
 from outbox.storage.repository import OutboxRepository
-from outbox.storage.rows import Failure
+from outbox.storage.rows import Failure, Predecessors
 from tests import factories
 from tests.factories import change, database_now, get, row, rows
 from tests.repositories import FAILURE, UNLIMITED, blockers_of, columns_of, locked, stale
@@ -126,7 +126,7 @@ def test_dead_predecessor_that_parks_its_key_blocks(alias: str, repository: Outb
     second = row(alias)
 
     assert blockers_of(repository, second) == {"k": parked}
-    assert repository.blockers(locked(repository, second))["k"].due_at is None
+    assert repository.predecessors(locked(repository, second)).blockers["k"].due_at is None
 
 
 def test_the_oldest_unfinished_blocks(alias: str, repository: OutboxRepository) -> None:
@@ -151,7 +151,7 @@ def test_each_key_has_its_own_blocker(alias: str, repository: OutboxRepository) 
     free = row(alias, key="free")
 
     assert blockers_of(repository, ids[2], ids[3], free) == {"key-0": ids[0], "key-1": ids[1]}
-    assert repository.blockers([]) == {}
+    assert repository.predecessors([]) == Predecessors()
 
 
 def test_keys_that_differ_in_case_only_are_two_keys(alias: str, repository: OutboxRepository) -> None:
@@ -186,7 +186,7 @@ def test_blocker_says_when_it_comes_again(alias: str, repository: OutboxReposito
     row(alias, key="undated", next_retry_at=None, updated_at=now - MINUTE)
     successors = [row(alias, key=key) for key in ("backing-off", "on-its-way", "undated")]
 
-    found = repository.blockers(locked(repository, *successors))
+    found = repository.predecessors(locked(repository, *successors)).blockers
 
     assert abs(found["backing-off"].due_at - now - HOUR) < SECOND
     assert found["on-its-way"].due_at is None
@@ -235,17 +235,6 @@ def test_retry_notes_the_attempt_and_its_reason(alias: str, repository: OutboxRe
     assert (found.status, found.retry_count, found.last_error) == ("pending", 1, "ValueError: no")
     assert (found.error_class, found.traceback) == ("ValueError", "Traceback: no")
     assert abs(found.next_retry_at - due_at) < SECOND
-
-
-def test_only_what_waits_is_woken(alias: str, repository: OutboxRepository) -> None:
-    waiting, backing_off = row(alias, due_in=HOUR), row(alias, due_in=HOUR, retry_count=1)
-    sent, done = row(alias, status=Status.PUBLISHED, due_in=HOUR), row(alias, status=Status.CONSUMED)
-    before = [columns_of(alias, each) for each in (backing_off, sent, done)]
-
-    assert repository.wake([waiting, backing_off, sent, done]) == 1
-
-    assert get(alias, waiting).next_retry_at <= database_now(alias)
-    assert [columns_of(alias, each) for each in (backing_off, sent, done)] == before
 
 
 def test_rows_can_wait_for_different_times_in_one_statement(alias: str, repository: OutboxRepository) -> None:

@@ -35,29 +35,14 @@ def test_replay_gives_a_row_all_its_attempts_again(alias: str, repository: Outbo
     assert claim_ids(repository) == [row_id]
 
 
-@pytest.mark.parametrize("decide", ["replay", "give_up"])
-def test_a_decision_wakes_the_rows_that_wait_behind_it(alias: str, repository: OutboxRepository, decide: str) -> None:
+def test_row_that_is_replayed_still_holds_what_waits_behind_it(alias: str, repository: OutboxRepository) -> None:
     parked = row(alias, status=Status.DEAD, parks_key=True)
     waiting = row(alias, due_in=HOUR)
-    backing_off = row(alias, due_in=HOUR, retry_count=1)
-    of_another_key = row(alias, key="other", due_in=HOUR)
-
-    if decide == "replay":
-        repository.replay([parked])
-    else:
-        repository.give_up([parked], by="ann", reason="too old")
-
-    due = [each.id for each in locked(repository, waiting, backing_off, of_another_key) if each.is_due]
-    assert due == [waiting]
-
-
-def test_a_decision_wakes_nobody_before_the_row(alias: str, repository: OutboxRepository) -> None:
-    before = row(alias, due_in=HOUR)
-    parked = row(alias, status=Status.DEAD, parks_key=True)
 
     repository.replay([parked])
 
-    assert not locked(repository, before)[0].is_due
+    assert not locked(repository, waiting)[0].is_due, "it is released when the replayed row is finished"
+    assert blockers_of(repository, waiting) == {"k": parked}
 
 
 def test_giving_up_keeps_who_when_and_why_and_frees_the_key(alias: str, repository: OutboxRepository) -> None:

@@ -377,7 +377,7 @@ def test_only_what_was_stuck_is_known_for_redelivered(alias: str, repository: Ou
     repository.bury(replayed, failure=FAILURE, parks_key=False)
     repository.replay([replayed])
     repository.wait([woken], until=repository.now() + HOUR)
-    repository.wake([woken])
+    repository.release({"k": 0})
 
     claim = repository.claim(shards=None, limit=9, max_length=0)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 from typing import Any
 
 from django.db import transaction
@@ -136,16 +137,22 @@ class RepositoryModel:
                 resolution="",
             )
 
-    def wake_successors(self, ids: Sequence[int], moved: Sequence[int]) -> None:
-        """What waits behind a row that was decided on is due now; what stands behind any of ``ids`` may be."""
-        keys = {self.rows[each]["message_key"] for each in ids if each in self.rows}
-        for row in self.rows.values():
-            is_waiting = row["status"] == Status.PENDING and row["retry_count"] == 0 and not self.is_due(row)
-            if is_waiting and row["message_key"] in keys and row["id"] > min(ids):
-                has_to = any(
-                    each < row["id"] and self.rows[each]["message_key"] == row["message_key"] for each in moved
-                )
-                self.changes[row["id"]] = [{"next_retry_at": NOW, "updated_at": NOW}, *([] if has_to else [{}])]
+    def release_behind(self, ids: Sequence[int]) -> None:
+        """What is held behind ``ids`` in their keys is due now, unless the first of its key is in a back-off."""
+        oldest: dict[str, int] = {}
+        for row_id in sorted(set(ids) & set(self.rows)):
+            oldest.setdefault(self.rows[row_id]["message_key"], row_id)
+        for key, row_id in oldest.items():
+            unfinished = [
+                row for row in self.rows.values() if row["message_key"] == key and row["status"] in lifecycle.UNFINISHED
+            ]
+            off = [row for row in unfinished if row["status"] == Status.PENDING and not self.is_due(row)]
+            backing_off = [row for row in off if row["retry_count"] or row["interruptions"]]
+            if unfinished and min(unfinished, key=itemgetter("id")) in backing_off:
+                continue
+            for row in off:
+                if row not in backing_off and row["id"] > row_id:
+                    self.changes[row["id"]] = [{"next_retry_at": NOW, "updated_at": NOW}]
 
     # --- the comparison ------------------------------------------------------------------------------------------
 

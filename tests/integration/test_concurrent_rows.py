@@ -128,7 +128,7 @@ class HotRows:
     def consumer(self, chance: random.Random) -> None:
         with transaction.atomic(using=self.alias):
             rows = self.repository.lock(self.some(chance, 6), max_length=UNLIMITED)
-            self.repository.blockers(rows)
+            self.repository.predecessors(rows)
             live = [row.id for row in rows if row.status in UNFINISHED]
             waiting = [row_id for row_id in live if chance.random() < 0.5]
             done = [row_id for row_id in live if row_id not in waiting and chance.random() < 0.08]

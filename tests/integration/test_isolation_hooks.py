@@ -114,12 +114,12 @@ def _let_fail(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, fails: Ca
 
 
 def _of_row(name: str, row_id: int) -> Callable[[Any], bool]:
-    if name == "blockers":
+    if name == "predecessors":
         return lambda locked: any(each.id == row_id for each in locked)
     return lambda ids: row_id in ids
 
 
-@pytest.mark.parametrize("name", ["blockers", "mark_consumed"])
+@pytest.mark.parametrize("name", ["predecessors", "mark_consumed"])
 @pytest.mark.parametrize("event_type", [NOTE, BULK])
 def test_fault_of_the_library_that_one_row_runs_into_is_charged_to_nobody(
     alias: str,
@@ -145,7 +145,7 @@ def test_fault_of_the_library_that_one_row_runs_into_is_charged_to_nobody(
     assert sorted(effect_ids(alias)) == ids
 
 
-@pytest.mark.parametrize("name", ["blockers", "mark_consumed", "lock"])
+@pytest.mark.parametrize("name", ["predecessors", "mark_consumed", "lock"])
 def test_fault_of_the_library_that_nothing_gets_past_is_raised(
     alias: str, toys: Toys, consumer: Consumer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -228,14 +228,14 @@ def test_statement_time_limit_in_a_statement_of_the_library_is_waited_out(
     ids = published(alias, 4, key=str)
     code = 1969 if alias == "mariadb" else 3024
     left = iter(range(2))
-    blockers = OutboxRepository.blockers
+    blockers = OutboxRepository.predecessors
 
     def time_out(self: OutboxRepository, locked: Any) -> Any:
         for _ in left:
             raise OperationalError(code, "Query execution was interrupted, maximum statement execution time exceeded")
         return blockers(self, locked)
 
-    monkeypatch.setattr(OutboxRepository, "blockers", time_out)
+    monkeypatch.setattr(OutboxRepository, "predecessors", time_out)
     consumer.handle(records_of(alias, ids))
 
     assert effect_ids(alias) == ids

@@ -374,7 +374,6 @@ class RepositoryMachine(RuleBasedStateMachine):
         with self.model.step(way):
             assert self.repository.replay(given_ids) == len(moved)
             self.model.move_to_pending_again(moved)
-            self.model.wake_successors(given_ids, moved)
 
     @precondition(lambda self: not self.model.held)
     @rule(chosen=some_ids, with_their_keys=st.booleans(), way=ways)
@@ -395,7 +394,7 @@ class RepositoryMachine(RuleBasedStateMachine):
                 resolution="not needed",
                 parks_key=False,
             )
-            self.model.wake_successors(given_ids, moved)
+            self.model.release_behind(given_ids if moved else [])
 
     @rule(row_id=ids, payload=payloads, way=ways)
     def edit(self, row_id: int, payload: bytes, way: str) -> None:
@@ -450,7 +449,7 @@ class RepositoryMachine(RuleBasedStateMachine):
         self.holder.close()
 
     def check_blockers(self, found: Sequence[Locked]) -> None:
-        blockers = self.repository.blockers(found)
+        blockers = self.repository.predecessors(found).blockers
         expected = self.model.blockers([each.id for each in found], [each.message_key for each in found])
         assert {key: each.id for key, each in blockers.items()} == expected
         for each in blockers.values():
