@@ -13,8 +13,8 @@ from django.db import connections, transaction
 from agent_events.agent.models import AgentOutboxMessage
 from outbox.brokers.base import Broker, IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions, RelayOptions
-from outbox.consumer.handling import BatchHandling
 from outbox.consumer.loop import Consumer
+from outbox.consumer.processing import BatchProcessor
 from outbox.consumer.takeovers import Takeovers
 from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat, Witness
@@ -253,7 +253,7 @@ def consumer(
     heartbeat = heartbeat or Heartbeat(presence, interval=HEARTBEAT)
     return Consumer(
         route=agent.route,
-        handling=BatchHandling(
+        processor=BatchProcessor(
             repository=agent,
             rejections=RejectionStore(SERVICE, alias),
             contracts=toys.contracts,

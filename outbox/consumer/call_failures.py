@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.utils import DatabaseError, InterfaceError
 
+from outbox.consumer.batch import Deliveries
 from outbox.consumer.statements import StatementWatch
 from outbox.coordination.database_errors import ErrorKind, classify, is_lock_wait, is_usable, kind_of
 from outbox.declarations.handlers import Delivery
@@ -21,8 +22,6 @@ from outbox.exceptions import (
     UndoneEffectsError,
     UnfinishedCallError,
 )
-
-Deliveries = Sequence[Delivery[Any]]
 
 
 class CallFailedError(Exception):

@@ -1,4 +1,4 @@
-"""Whose failure it is, and whose effects are in the transaction.
+"""The step that runs handlers: whose failure it is, and whose effects are in the transaction.
 
 Four rules:
 
@@ -24,7 +24,8 @@ from django.db import connections, transaction
 from django.db.transaction import TransactionManagementError
 from django.db.utils import DatabaseError, InterfaceError
 
-from outbox.consumer.call_failures import CallFailedError, Deliveries, call_failure, refuse_unfinished
+from outbox.consumer.batch import Deliveries
+from outbox.consumer.call_failures import CallFailedError, call_failure, refuse_unfinished
 from outbox.consumer.hooks import guard_hooks
 from outbox.consumer.planning import Readable, group
 from outbox.consumer.statements import StatementWatch

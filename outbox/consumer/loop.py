@@ -9,10 +9,10 @@ from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.brokers.base import IncomingRecord, Subscription
 from outbox.conf import ConsumerOptions
-from outbox.consumer.handling import BatchHandling
 from outbox.consumer.held import HeldRecords
 from outbox.consumer.other_installations import OtherInstallations
-from outbox.consumer.outcomes import ConsumerTotals
+from outbox.consumer.processing import BatchProcessor
+from outbox.consumer.report import ConsumerTotals
 from outbox.consumer.takeovers import Takeovers
 from outbox.coordination.connection_backoff import ConnectionBackoff, is_fault
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
@@ -30,13 +30,13 @@ _HELD_BATCHES = 4
 
 
 class Consumer:
-    """One service's consumer; an object that a test can hold: handling, subscription and clock are passed in."""
+    """One service's consumer; an object that a test can hold: processor, subscription and clock are passed in."""
 
     def __init__(
         self,
         *,
         route: ServiceRoute,
-        handling: BatchHandling,
+        processor: BatchProcessor,
         subscribe: Callable[[], Subscription],
         options: ConsumerOptions,
         heartbeat: Heartbeat | NullHeartbeat,
@@ -44,7 +44,7 @@ class Consumer:
         clock: Callable[[], float],
     ) -> None:
         self._route = route
-        self._handling = handling
+        self._processor = processor
         self._subscribe = subscribe
         self._subscription: Subscription | None = None
         self._options = options
@@ -60,7 +60,7 @@ class Consumer:
     @property
     def totals(self) -> ConsumerTotals:
         """Return what has been done so far."""
-        return self._handling.totals
+        return self._processor.totals
 
     @property
     def _switches(self) -> Switches:
@@ -125,20 +125,20 @@ class Consumer:
         return bool(done)
 
     def handle(self, records: Sequence[IncomingRecord]) -> list[IncomingRecord]:
-        """Bring every record to an end, without the broker's knowledge: see ``BatchHandling.handle``."""
+        """Bring every record to an end, without the broker's knowledge: see ``BatchProcessor.process``."""
         own = self._others.set_aside(records)
         self.totals.rejected += len(records) - len(own)
         is_suspect = self._takeovers.is_suspect if self._takeovers.has_suspects else None
-        return self._handling.handle(own, is_suspect=is_suspect, is_young=self._held.is_young)
+        return self._processor.process(own, is_suspect=is_suspect, is_young=self._held.is_young)
 
     def let_go(self) -> None:
         """Say that this process ends by no fault of what this consumer has at work; called on another thread.
 
         :raises DatabaseError: who takes its partitions over will be careful for a while.
         """
-        if self._handling.is_hung:
+        if self._processor.is_hung:
             return  # it is: who takes over is to be careful, unless the event was charged
-        self._handling.announcements.withdraw()
+        self._processor.announcements.withdraw()
         self._heartbeat.close()
 
     # --- inside --------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What to do with a batch of locked rows: decided purely, then acted on by the consumer.
+"""The step that decides what to do with a batch of locked rows; pure.
 
 The batch is a matter of speed only: its result is what event by event would have given. So an event whose predecessor
 is unfinished waits, and deliveries are grouped for list handlers only as far as the order per key allows.
@@ -36,11 +36,13 @@ class Burial:
 
 @dataclass(slots=True)
 class Plan:
-    """Every live row is in exactly one of the three."""
+    """Every live row is in exactly one of ``deliver``, ``bury`` and ``wait``."""
 
     deliver: list[Readable] = field(default_factory=list)
     bury: list[Burial] = field(default_factory=list)
     wait: list[tuple[Locked, Blocker | None]] = field(default_factory=list)
+    noted: Sequence[int] = ()
+    """Ids of the notes of those of its keys that are blocked."""
 
 
 def make_plan(

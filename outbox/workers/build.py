@@ -18,9 +18,9 @@ from outbox.brokers.table import TableBroker
 from outbox.conf import OutboxSettings, RelayOptions, outbox_settings
 from outbox.consumer.backstop import Backstop
 from outbox.consumer.bounded import run_bounded
-from outbox.consumer.handling import BatchHandling
 from outbox.consumer.loop import Consumer
-from outbox.consumer.outcomes import ConsumerTotals
+from outbox.consumer.processing import BatchProcessor
+from outbox.consumer.report import ConsumerTotals
 from outbox.consumer.takeovers import Takeovers
 from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.connection_backoff import ConnectionBackoff
@@ -109,7 +109,7 @@ def build_consumer(route: ServiceRoute, broker: Broker, *, watchdog: Watchdog | 
     policies = EventPolicies(contracts, configured)
     return Consumer(
         route=route,
-        handling=BatchHandling(
+        processor=BatchProcessor(
             repository=repository_of(route.service),
             rejections=RejectionStore(route.service, route.database),
             contracts=contracts,

@@ -243,7 +243,7 @@ def test_consumer_that_slept_leaves_a_row_alone_that_was_replayed_since(alias: s
     records = factories.records_of(alias, [row_id])
     toys.fail(row_id, Discard("not like this"))
     sleeper, other = factories.consumer(alias, toys), factories.consumer(alias, toys)
-    charge = sleeper._handling._settling.charge
+    charge = sleeper._processor._charges.charge
 
     def note_late(row: Locked, error: Exception) -> None:
         other.handle(records)
@@ -251,7 +251,7 @@ def test_consumer_that_slept_leaves_a_row_alone_that_was_replayed_since(alias: s
         assert factories.repository().replay([row_id]) == 1
         charge(row, error)
 
-    sleeper._handling._settling.charge = note_late  # type: ignore[method-assign]
+    sleeper._processor._charges.charge = note_late  # type: ignore[method-assign]
     sleeper.handle(records)
 
     assert factories.get(alias, row_id).status == Status.PENDING

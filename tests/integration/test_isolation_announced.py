@@ -93,7 +93,7 @@ def test_records_of_a_worker_that_died_are_done_one_by_one_and_announced(
     records = records_of(alias, ids)
     seen = let_look(alias, toys)
 
-    consumer._handling.handle(records, is_suspect=lambda record: record in records[:2])
+    consumer._processor.process(records, is_suspect=lambda record: record in records[:2])
 
     assert toys.calls == [(ids[0],), (ids[1],), tuple(ids[2:])]
     assert [(each[1], each[2]) for each in seen] == [("pending", 1)] * 2 + [("published", 0)] * 3
@@ -179,14 +179,14 @@ def test_announcement_that_another_worker_overtook_is_not_tried(alias: str, toys
         "replayed": {"replay_count": 1, "interruptions": 0},
         "consumed": {"status": Status.CONSUMED, "interruptions": 0},
     }[moved]
-    note = consumer._handling.announcements.note
+    note = consumer._processor.announcements.note
 
     def stand_still(row: Any) -> Any:
         announced = note(row)
         change(alias, row_id, **changes)
         return announced
 
-    consumer._handling.announcements.note = stand_still  # type: ignore[method-assign]
+    consumer._processor.announcements.note = stand_still  # type: ignore[method-assign]
     consumer.handle(records_of(alias, [row_id]))
 
     assert toys.calls == []

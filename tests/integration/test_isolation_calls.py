@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,8 +44,7 @@ def consumer(alias: str, toys: Toys, clock: ManualClock) -> Consumer:
 
 
 def _use_clock(consumer: Consumer, clock: ManualClock) -> None:
-    handling = consumer._handling
-    handling._tools = replace(handling._tools, clock=clock)
+    consumer._processor._transactions._clock = clock
 
 
 @pytest.mark.parametrize("database_alias", ["default", "mysql", "postgres"], indirect=True)

@@ -147,11 +147,11 @@ def test_record_whose_row_a_stranger_has_locked_is_returned_and_what_follows_in_
 
     with held_elsewhere(alias, lambda: lock_outbox_row(alias, locked)):
         began = time.monotonic()
-        young = consumer._handling.handle(records, is_young=lambda _record: True)
+        young = consumer._processor.process(records, is_young=lambda _record: True)
         assert time.monotonic() - began < 5
         assert young == [records[0], records[2]]
         assert effect_ids(alias) == [other]
-        old = consumer._handling.handle([records[0], records[2]], is_young=lambda _record: False)
+        old = consumer._processor.process([records[0], records[2]], is_young=lambda _record: False)
         assert old == [records[0]]
         assert get(alias, behind).status == "pending", "it is deferred: the lock may take its time"
     make_due(alias)

@@ -25,7 +25,7 @@ from outbox.brokers.kafka.poll import PollFullError, PollRoom
 from outbox.brokers.kafka.producer import BATCH_BYTES
 from outbox.brokers.kafka.records import FetchedRecords
 from outbox.brokers.kafka.unreadable import UNREADABLE
-from outbox.consumer.reading import decode_records
+from outbox.consumer.intake import decode_records
 from outbox.exceptions import ConfigurationError
 from tests.unit.test_kafka_records import batch_of
 
@@ -145,7 +145,7 @@ def test_batch_above_the_limit_is_one_record_that_says_so(number: int, limit: in
         f" bytes of {codecs.NAMES[number]} decompress to more than the limit of {limit:,} bytes".encode()
     )
     assert (behind.offset, behind.value) == (1_001, b"after")
-    *_, [rejection] = decode_records([_incoming(stand_in)], service="agent")
+    [rejection] = decode_records([_incoming(stand_in)], service="agent").rejected
     assert rejection.reason == said.decode()
 
 

@@ -1,4 +1,4 @@
-"""Writes down what became of an event that failed alone: retried, dead, interrupted, or deferred."""
+"""Settles an event that failed alone, in a transaction of its own: retried, dead, interrupted, or deferred."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from outbox.consumer.blame import failure_of
 from outbox.consumer.isolation import MAX_INTERRUPTIONS
-from outbox.consumer.outcomes import News
+from outbox.consumer.report import News
 from outbox.coordination.heartbeat import Witness
 from outbox.declarations.backoff import RetryPolicy, delay
 from outbox.exceptions import Discard, HandlerTimeoutError, Retry, SilentDatabaseError, TooManyInterruptionsError
@@ -53,7 +53,7 @@ class ContendedEvents:
             self._counts.pop(row_id, None)
 
 
-class Settling:
+class Charges:
     """What one service's consumer writes of events that stood alone; each in a transaction of its own."""
 
     def __init__(

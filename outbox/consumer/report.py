@@ -1,17 +1,14 @@
-"""What a consumer's transactions did, and how the world is told of it: totals, signals, log lines."""
+"""The last step: the world is told what a transaction did, after it committed: totals, signals, log lines."""
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 
 from outbox import signals
-from outbox.brokers.base import IncomingRecord
+from outbox.consumer.batch import Outcome
 from outbox.consumer.blame import message_of
-from outbox.consumer.portions import Portion
 from outbox.log_text import get_logger
-from outbox.storage.rejections import Rejection
 from outbox.storage.rows import Locked
 
 logger = get_logger(__name__)
@@ -31,30 +28,6 @@ class ConsumerTotals:
     @property
     def handled(self) -> int:
         return self.consumed + self.retried + self.waited + self.dead + self.rejected + self.duplicates
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What one transaction did; told to the world after it committed."""
-
-    consumed: Counter[str] = field(default_factory=Counter)
-    waited: int = 0
-    redelivered: int = 0
-    duplicates: int = 0
-    buried: list[tuple[Locked, str]] = field(default_factory=list)
-    rejected: list[Rejection] = field(default_factory=list)
-    blocked_keys: set[str] = field(default_factory=set)
-    """Keys of which events were put off behind an unfinished one."""
-    finished: dict[str, list[int]] = field(default_factory=dict)
-    """By key; of events that died, those that let their key go on."""
-    released: int = 0
-    """Events that are due now that what they waited for is finished."""
-    left: list[Portion] = field(default_factory=list)
-    """Records that nothing was done about, in the portions in which something is to be done next."""
-    locked: list[IncomingRecord] = field(default_factory=list)
-    """Records whose rows somebody else has locked."""
-    announced: Locked | None = None
-    """The row of which it was written down that it is at work, as it was before that."""
 
 
 class News:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.consumer.settling import ContendedEvents
+from outbox.consumer.charges import ContendedEvents
 from tests.properties import bounded
 
 MOST = 10_000
