@@ -35,7 +35,8 @@ from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicN
 from outbox.registry.catalog import relay_hints, repository_of, route_registry, wake_up_place
 from outbox.registry.policies import EventPolicies
 from outbox.relay.confirmations import Hand, OtherHands, OwnHand
-from outbox.relay.loop import Relay, RelayTotals
+from outbox.relay.in_flight import RelayTotals
+from outbox.relay.loop import Relay
 from outbox.storage.rejections import RejectionStore
 from outbox.storage.sessions import bound_sessions
 from outbox.workers import embedded
