@@ -18,7 +18,7 @@ from outbox.consumer.loop import Consumer
 from outbox.consumer.takeovers import Takeovers
 from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat, Witness
-from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases
+from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases, Switches
 from outbox.coordination.wakeups import WakeUpSocket
 from outbox.declarations.backoff import RetryPolicy
 from outbox.lifecycle import Status
@@ -179,12 +179,33 @@ def repository(*, foreign_types: tuple[str, ...] = ()) -> OutboxRepository:
     return OutboxRepository(repository_of(SERVICE).route, foreign_types)
 
 
-def leases(alias: str, clock: Callable[[], float], *, role: str = RELAY, worker_id: str = "") -> ShardLeases:
+class BeatenLeases(ShardLeases):
+    """Leases of a worker without a heartbeat of its own: each refresh beats first."""
+
+    switches = Switches()
+
+    def refresh(self) -> frozenset[int]:
+        self.switches = self.presence.beat()
+        return super().refresh()
+
+
+class BeatenByHand(NullHeartbeat):
+    """The heartbeat of a worker whose ``leases`` beat."""
+
+    def __init__(self, leases: ShardLeases) -> None:
+        self._leases = leases
+
+    @property
+    def switches(self) -> Switches:
+        return getattr(self._leases, "switches", Switches())
+
+
+def leases(alias: str, clock: Callable[[], float], *, role: str = RELAY, worker_id: str = "") -> BeatenLeases:
     """Return the leases of a new worker."""
     presence = Presence(
         service=SERVICE, role=role, worker_id=worker_id or f"worker-{next(_workers):03}", using=alias, ttl=TTL
     )
-    return ShardLeases(presence, heartbeat=HEARTBEAT, clock=clock)
+    return BeatenLeases(presence, heartbeat=HEARTBEAT, clock=clock)
 
 
 def expire(alias: str, worker_id: str) -> None:
@@ -209,17 +230,18 @@ def relay(
     **options: Any,
 ) -> Relay:
     """Return a relay of the agent service; ``options`` go to ``RelayOptions``."""
+    worker_leases = worker_leases or leases(alias, clock)
     return Relay(
         repository=repository(foreign_types=foreign_types),
         broker=broker,
         client_id=f"relay-{next(_workers):03}",
-        leases=worker_leases or leases(alias, clock),
+        leases=worker_leases,
         parks_key=toys.parks_key,
         options=RelayOptions(**options),
         reference_bytes=reference_bytes,
         clock=clock,
         hand=hand,
-        heartbeat=heartbeat,
+        heartbeat=heartbeat or BeatenByHand(worker_leases),
         wake_ups=wake_ups,
     )
 

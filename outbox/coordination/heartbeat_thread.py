@@ -15,21 +15,18 @@ from typing import Any, Final, TypeVar
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
+from outbox.coordination.connection_backoff import PAUSES
 from outbox.coordination.database_errors import ErrorKind, kind_of
 from outbox.coordination.leases import Presence, Switches
 from outbox.coordination.silences import Silences
-from outbox.declarations.backoff import RetryPolicy, delay
+from outbox.declarations.backoff import delay
 from outbox.log_text import get_logger
 from outbox.storage.sessions import close_incomplete, worker_session
 
 logger = get_logger(__name__)
 
-_PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seconds=5), max_attempts=2**31, jitter=0.5)
 _SQLITE_BUSY_MS: Final = 1000
 """Shorter than a worker's own: a beat that misses the writer's lock is made good by the next one."""
-
-_LATE: Final = 1.25
-"""A beat of the worker's loop is late after so many intervals, and made here; three fit into a lease's time."""
 
 T = TypeVar("T")
 
@@ -55,7 +52,7 @@ class BeatOutcomes:
                 error,
                 exc_info=None if is_known else error,
             )
-        return delay(self._failures, _PAUSES, random.random())  # noqa: S311 - a pause is no secret
+        return delay(self._failures, PAUSES, random.random())  # noqa: S311 - a pause is no secret
 
     def succeeded(self) -> None:
         """Note that the database has answered."""
@@ -89,8 +86,6 @@ class HeartbeatThread(threading.Thread):
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ended = False
         self._raw: Any = None
-        self._beaten_at: float | None = None
-        """When the last beat was made here."""
         self._next_at = time.monotonic() + interval_s
 
     # --- for other threads ---------------------------------------------------------------------------------------
@@ -137,7 +132,6 @@ class HeartbeatThread(threading.Thread):
             self._next_at = time.monotonic() + self._failed(error).total_seconds()
             raise
         self._next_at = time.monotonic() + self._interval_s
-        self._beaten_at = self._presence.beaten_at
         self._answered()
         if not self._ended:
             self._outcomes.succeeded()
@@ -169,26 +163,10 @@ class HeartbeatThread(threading.Thread):
         if asked is not None:
             asked()
             return
-        if self._is_beaten_elsewhere():
-            return
         try:
             self.beat()
         except Exception:  # noqa: BLE001 - said already; the next beat may succeed
             return
-
-    def _is_beaten_elsewhere(self) -> bool:
-        """Say whether the worker's loop beats itself, and look again when its next beat is late.
-
-        A relay's does with each look at its leases; here it is done only while the loop waits for its broker.
-        """
-        beaten_at = self._presence.beaten_at
-        if beaten_at is None or beaten_at == self._beaten_at:
-            return False
-        late_at = beaten_at + _LATE * self._interval_s
-        if late_at <= time.monotonic():
-            return False
-        self._next_at = late_at
-        return True
 
     def _prepare(self) -> None:
         connection = connections[self._using]

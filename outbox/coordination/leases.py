@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,23 +52,16 @@ class Switches:
 
 
 class Presence:
-    """One worker's row in ``outbox_workers``, and the service's switches, which it reads on the same beat."""
+    """One worker's row in ``outbox_workers``, and the service's switches, which are read on the same beat."""
 
     def __init__(self, *, service: str, role: str, worker_id: str, using: str, ttl: timedelta) -> None:
         self.service, self.role, self.worker_id, self.using, self.ttl = service, role, worker_id, using, ttl
         self.partitions = ""
         """What the row says that this worker holds, from the next beat on."""
         self.progress = Progress()
-        self._beaten_at: float | None = None
-
-    @property
-    def beaten_at(self) -> float | None:
-        """When the database last took a beat, on whichever thread, in monotonic seconds."""
-        return self._beaten_at
 
     def beat(self) -> Switches:
         """Say that the worker is alive and when its loop last moved; return the switches of its service."""
-        asked_at = time.monotonic()
         moved_at = from_now(-self.progress.age)
         seen = (
             Worker.objects.using(self.using)
@@ -86,7 +78,7 @@ class Presence:
                 moved_at=moved_at,
                 partitions=self.partitions,
             )
-            # A relay's loop and its heartbeat may both find that somebody has removed the row.
+            # A thread that was given up for another one may find it missing, too.
             Worker.objects.using(self.using).bulk_create([row], ignore_conflicts=True)
             self._forget_dead()
         switch = (
@@ -95,7 +87,6 @@ class Presence:
             .values_list("relay_paused", "consumer_paused")
             .first()
         )
-        self._beaten_at = asked_at
         return Switches(*switch) if switch else Switches()
 
     def alive(self) -> list[str]:
@@ -134,7 +125,6 @@ class ShardLeases:
         clock: Callable[[], float],
     ) -> None:
         self.presence = presence
-        self.switches = Switches()
         self.held: frozenset[int] = frozenset()
         self.assignments: dict[int, int] = {}
         """The shards of ``held``, each with the number of its assignment: a lease taken anew has a new one."""
@@ -146,14 +136,17 @@ class ShardLeases:
 
     @property
     def due(self) -> bool:
-        """Say whether a heartbeat has passed since the last refresh."""
+        """Say whether a heartbeat's interval has passed since the last refresh."""
         return self._refreshed_at is None or self._clock() - self._refreshed_at >= self._heartbeat_s
 
     def refresh(self) -> frozenset[int]:
-        """Renew what is held, give back or take shards towards the fair share, and return what is held now."""
+        """Renew what is held, give back or take shards towards the fair share, and return what is held now.
+
+        For the worker's loop, between batches: of a shard that it gives back nothing may be in flight. Who shares them
+        is read from the workers' rows, which their heartbeats renew.
+        """
         asked_at = self._clock()
         self.presence.progress.moved()
-        self.switches = self.presence.beat()
         mine = self._leases().filter(owner=self.presence.worker_id)
         renewed = mine.update(expires_at=from_now(self.presence.ttl))
         # Others can only take away: as many as before are the same ones. Unknown until this has come to its end.

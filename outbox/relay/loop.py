@@ -120,9 +120,10 @@ class Relay:
         """
         if self._leases.due:
             self._in_flight.settle_all()
+            self._heartbeat.ensure_beaten()
             self._leases.refresh()
             self._in_flight.prepare()
-        if not self._leases.held or self._leases.switches.relay_paused:
+        if not self._leases.held or self._heartbeat.switches.relay_paused:
             self._in_flight.settle_all()
             return False
         if self._clock() - self._swept_at >= self._options.sweep_interval_seconds:
@@ -180,7 +181,7 @@ class Relay:
 
     def _is_drained(self) -> bool:
         """Say whether nothing is due in any shard: also what a crashed relay held until its lease runs out."""
-        if self._leases.switches.relay_paused:
+        if self._heartbeat.switches.relay_paused:
             return True
         unmarked = self._in_flight.unmarked
         due = self._repository.claim(shards=None, limit=len(unmarked) + 1, max_length=0).rows

@@ -13,7 +13,7 @@ from outbox import signals
 from outbox.brokers.memory import MemoryBroker
 from outbox.conf import outbox_settings
 from outbox.consumer.watchdog import Watchdog
-from outbox.coordination.leases import ShardLeases, Switches
+from outbox.coordination.leases import ShardLeases
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
@@ -86,7 +86,6 @@ class _AllShards(ShardLeases):
     """Every shard, without asking: a test is alone with its database."""
 
     def __init__(self) -> None:
-        self.switches = Switches()
         self.held = frozenset(range(SHARD_COUNT))
 
     @property
