@@ -18,7 +18,7 @@ from outbox.consumer.loop import Consumer
 from outbox.consumer.takeovers import Takeovers
 from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat, Witness
-from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases, Switches
+from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases
 from outbox.coordination.wakeups import WakeUpSocket
 from outbox.declarations.backoff import RetryPolicy
 from outbox.lifecycle import Status
@@ -27,6 +27,7 @@ from outbox.registry.catalog import repository_of
 from outbox.relay.confirmations import Hand
 from outbox.relay.loop import Relay
 from outbox.storage.dialects import dialect_of, from_db
+from outbox.storage.pause_flags import Switches
 from outbox.storage.rejections import RejectionStore
 from outbox.storage.repository import OutboxRepository
 from outbox.wire.envelope import Envelope, encode_envelope, encode_message

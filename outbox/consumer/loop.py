@@ -16,12 +16,12 @@ from outbox.consumer.outcomes import ConsumerTotals
 from outbox.consumer.takeovers import Takeovers
 from outbox.coordination.connection_backoff import ConnectionBackoff
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
-from outbox.coordination.leases import Switches
 from outbox.coordination.shutdown import StopFlag
 from outbox.coordination.worker_loop import WorkerLoop
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
 from outbox.log_text import get_logger
+from outbox.storage.pause_flags import Switches
 from outbox.storage.sessions import close_if_idle
 
 logger = get_logger(__name__)

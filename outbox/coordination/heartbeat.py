@@ -16,11 +16,12 @@ from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError, OperationalError
 
 from outbox.coordination.heartbeat_thread import BeatOutcomes, HeartbeatThread
-from outbox.coordination.leases import Presence, Switches
+from outbox.coordination.leases import Presence
 from outbox.coordination.partitions import encode_partitions
 from outbox.coordination.silences import Silences
 from outbox.log_text import get_logger
 from outbox.models import WORKER_PARTITIONS_MAX_LENGTH
+from outbox.storage.pause_flags import Switches
 
 logger = get_logger(__name__)
 

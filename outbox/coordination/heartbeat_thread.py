@@ -17,15 +17,16 @@ from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.coordination.connection_backoff import PAUSES
 from outbox.coordination.database_errors import ErrorKind, kind_of
-from outbox.coordination.leases import Presence, Switches
+from outbox.coordination.leases import Presence
 from outbox.coordination.silences import Silences
 from outbox.declarations.backoff import delay
 from outbox.log_text import get_logger
-from outbox.storage.sessions import close_incomplete, worker_session
+from outbox.storage.pause_flags import Switches
+from outbox.storage.sessions import bound_sqlite_wait, close_incomplete, ping, worker_session
 
 logger = get_logger(__name__)
 
-_SQLITE_BUSY_MS: Final = 1000
+_SQLITE_WAIT: Final = timedelta(seconds=1)
 """Shorter than a worker's own: a beat that misses the writer's lock is made good by the next one."""
 
 T = TypeVar("T")
@@ -148,8 +149,7 @@ class HeartbeatThread(threading.Thread):
         if token is not self.token or connection.connection is not self._raw:
             return False
         try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
+            ping(connection)
         except (DatabaseError, InterfaceError):
             self._disconnect()
             return False
@@ -171,8 +171,7 @@ class HeartbeatThread(threading.Thread):
     def _prepare(self) -> None:
         connection = connections[self._using]
         if connection.vendor == "sqlite" and connection.connection is None:
-            with connection.cursor() as cursor:
-                cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_MS}")
+            bound_sqlite_wait(connection, _SQLITE_WAIT)
 
     def _answered(self) -> None:
         """Remember the connection that has answered. SQLite's cannot be lost, and prove nothing."""

@@ -14,19 +14,14 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final
 
-from django.db import connections
-from django.db.models import QuerySet
-
 from outbox.coordination.connection_backoff import ConnectionBackoff
 from outbox.coordination.shutdown import StopFlag
 from outbox.coordination.worker_loop import WorkerLoop
-from outbox.lifecycle import Status
-from outbox.models import RejectedRecord
-from outbox.operations.statistics import count_rows
-from outbox.storage.dialects import to_db
+from outbox.storage.rejections import RejectionStore
 from outbox.storage.repository import OutboxRepository
 from outbox.storage.rows import Pruned
 from outbox.storage.sessions import own_transaction
+from outbox.storage.status_rows import StatusRows
 
 _LONGEST_REST: Final = timedelta(seconds=1)
 _EXACT: Final = 2**62
@@ -99,9 +94,8 @@ class Pruning:
 
     def count_consumed(self, *, older_than: timedelta) -> int:
         """Count what ``consumed`` would delete."""
-        route = self.repository.route
-        before = to_db(connections[route.database], self._ago(older_than))
-        return count_rows(route, "status = %s AND consumed_at < %s", [Status.CONSUMED.value, before], cap=_EXACT).value
+        rows = StatusRows(self.repository.route)
+        return rows.count_consumed(before=self._ago(older_than), cap=_EXACT).value
 
     def rejected(self, *, older_than: timedelta) -> int:
         """Delete rejected records that a person resolved longer ago than ``older_than``; return how many.
@@ -109,11 +103,13 @@ class Pruning:
         :raises DatabaseError: the database refuses a statement.
         """
         before = self._ago(older_than)
-        return self._in_batches(lambda after_id: self._delete_rejected(before, after_id))
+        return self._in_batches(
+            lambda after_id: self._rejections.prune(resolved_before=before, after_id=after_id, limit=self.batch_size)
+        )
 
     def count_rejected(self, *, older_than: timedelta) -> int:
         """Count what ``rejected`` would delete."""
-        return self._resolved(self._ago(older_than)).count()
+        return self._rejections.count_resolved(before=self._ago(older_than))
 
     def _in_batches(self, delete: Callable[[int], Pruned]) -> int:
         """Have ``delete`` delete the batch behind an id, each in a transaction of its own, until there is no more."""
@@ -144,15 +140,10 @@ class Pruning:
     def _rest_after(self, busy_s: float) -> timedelta:
         return min(timedelta(seconds=busy_s * (1 / self.busy_share - 1)), _LONGEST_REST)
 
-    def _delete_rejected(self, before: datetime, after_id: int) -> Pruned:
-        found = self._resolved(before).filter(id__gt=after_id).order_by("id")
-        ids = list(found.values_list("id", flat=True)[: self.batch_size])
-        deleted = RejectedRecord.objects.using(self.repository.route.database).filter(id__in=ids).delete()[0]
-        return Pruned(deleted, ids[-1] if len(ids) == self.batch_size else None)
-
-    def _resolved(self, before: datetime) -> QuerySet[RejectedRecord]:
+    @property
+    def _rejections(self) -> RejectionStore:
         route = self.repository.route
-        return RejectedRecord.objects.using(route.database).filter(service=route.service, resolved_at__lt=before)
+        return RejectionStore(route.service, route.database)
 
     def _ago(self, length: timedelta) -> datetime:
         return self.repository.now() - length

@@ -13,6 +13,7 @@ from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
 from outbox.models import OutboxMessage
 from outbox.registry.catalog import service_models
+from outbox.storage.querysets import rows_of
 from outbox.wire.envelope import decode_envelope
 from outbox.workers.build import routes_of
 
@@ -76,7 +77,7 @@ class CapturedEvents(Sequence[CapturedEvent]):
         return [
             _captured(row)
             for route in self._routes
-            for row in rows_of(route).filter(pk__gt=self._before[route.service]).order_by("pk")
+            for row in _rows(route).filter(pk__gt=self._before[route.service]).order_by("pk")
         ]
 
 
@@ -95,10 +96,9 @@ def _captured(row: OutboxMessage) -> CapturedEvent:
 
 
 def _last_id(route: ServiceRoute) -> int:
-    last = rows_of(route).order_by("-pk").values_list("pk", flat=True).first()
+    last = _rows(route).order_by("-pk").values_list("pk", flat=True).first()
     return last or 0
 
 
-def rows_of(route: ServiceRoute) -> QuerySet[OutboxMessage]:
-    """Return all rows of a service."""
-    return QuerySet(service_models()[route.service], using=route.database)
+def _rows(route: ServiceRoute) -> QuerySet[OutboxMessage]:
+    return rows_of(service_models()[route.service], route.database)

@@ -18,11 +18,10 @@ from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
 from outbox.fields import SHARD_COUNT
-from outbox.lifecycle import Status
 from outbox.registry.catalog import repository_of
 from outbox.registry.policies import EventPolicies
 from outbox.relay.loop import Relay
-from outbox.testing.captured import rows_of
+from outbox.storage.status_rows import StatusRows
 from outbox.workers.build import build_consumer, routes_of
 
 _AT_ONCE: Final = timedelta(0)
@@ -134,11 +133,8 @@ class _Service:
 
     def hurry(self) -> bool:
         """Make rows in a back-off due; say whether there were any."""
-        route = self.repository.route
-        now = self.repository.now()
-        rows = rows_of(route).filter(status=Status.PENDING, next_retry_at__gt=now)
-        ids = list(rows.exclude(event_type__in=self.repository.foreign_types).values_list("pk", flat=True))
-        return self.repository.wait(ids, until=now - timedelta(seconds=1)) > 0
+        ids = StatusRows(self.repository.route, self.repository.foreign_types).not_due()
+        return self.repository.wait(ids, until=self.repository.now() - timedelta(seconds=1)) > 0
 
 
 class _Workshop:

@@ -13,10 +13,10 @@ from outbox import Discard, signals
 from outbox.brokers.base import IncomingRecord
 from outbox.consumer.loop import Consumer
 from outbox.coordination.heartbeat import NullHeartbeat
-from outbox.coordination.leases import Switches
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
 from outbox.lifecycle import Status
 from outbox.models import ServiceSwitch, Worker
+from outbox.storage.pause_flags import Switches
 from outbox.wire.tracing import current_traceparent
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing

@@ -15,10 +15,11 @@ from django.db import DatabaseError, OperationalError, connections, transaction
 
 from outbox.brokers.memory import MemoryBroker
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
-from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases, Switches
+from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases
 from outbox.coordination.shutdown import StopFlag
 from outbox.fields import SHARD_COUNT
 from outbox.models import ServiceSwitch, Worker
+from outbox.storage.pause_flags import Switches
 from tests import factories
 from tests.factories import database_now
 from tests.proxied import proxied
