@@ -142,7 +142,7 @@ def _blocker(route: ServiceRoute, row: OutboxMessage) -> OutboxMessage | None:
     if row.status not in UNFINISHED:
         return None
     found = repository_of(route.service).blockers([row]).get(row.message_key)
-    return found and load(type(row), route.database, [found.id]).get(found.id)
+    return None if found is None else load(type(row), route.database, [found.id]).get(found.id)
 
 
 def _waiting(route: ServiceRoute, row: OutboxMessage) -> str:
