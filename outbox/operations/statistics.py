@@ -74,7 +74,7 @@ def service_status(
     rows = StatusRows(route, registry.foreign_types(route.service))
     rejections = RejectionStore(route.service, route.database)
     switches = switches_of(route.service, route.database)
-    counts = {status: rows.count(status, cap=cap) for status in Status if status != Status.DEAD}
+    counts: dict[Status, Count] = {status: rows.count(status, cap=cap) for status in Status if status != Status.DEAD}
     counts[Status.DEAD], dismissed = rows.count_dead(cap=cap)
     return ServiceStatus(
         route=route,
