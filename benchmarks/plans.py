@@ -13,8 +13,9 @@ from django.db import connections, transaction
 
 from outbox.declarations.routes import ServiceRoute
 from outbox.fields import SHARD_COUNT
-from outbox.operations import statistics
+from outbox.lifecycle import Status
 from outbox.storage.repository import OutboxRepository
+from outbox.storage.status_rows import StatusRows
 
 Query = Callable[[OutboxRepository], object]
 
@@ -102,8 +103,8 @@ def queries(repository: OutboxRepository) -> Mapping[str, Query]:
         "release a key": lambda r: r.release({"conv-0": 0}),
         "count what a key holds": lambda r: r.note_blocked({"conv-0": 1}, joining={}),
         "prune a window": lambda r: r.prune(consumed_before=now, after_id=0, limit=_BATCH),
-        "count of a status, capped": lambda _: statistics.count_rows(route, "status = %s", ["consumed"]),
-        "age of what is due longest": lambda _: statistics.oldest_due_age(route),
+        "count of a status, capped": lambda _: StatusRows(route).count(Status.CONSUMED),
+        "age of what is due longest": lambda _: StatusRows(route).oldest_due_age(),
     }
 
 

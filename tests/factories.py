@@ -27,6 +27,7 @@ from outbox.registry.catalog import repository_of
 from outbox.relay.confirmations import Hand
 from outbox.relay.loop import Relay
 from outbox.storage.dialects import dialect_of, from_db
+from outbox.storage.pause_flags import Switches
 from outbox.storage.rejections import RejectionStore
 from outbox.storage.repository import OutboxRepository
 from outbox.wire.envelope import Envelope, encode_envelope, encode_message
@@ -179,12 +180,33 @@ def repository(*, foreign_types: tuple[str, ...] = ()) -> OutboxRepository:
     return OutboxRepository(repository_of(SERVICE).route, foreign_types)
 
 
-def leases(alias: str, clock: Callable[[], float], *, role: str = RELAY, worker_id: str = "") -> ShardLeases:
+class BeatenLeases(ShardLeases):
+    """Leases of a worker without a heartbeat of its own: each refresh beats first."""
+
+    switches = Switches()
+
+    def refresh(self) -> frozenset[int]:
+        self.switches = self.presence.beat()
+        return super().refresh()
+
+
+class BeatenByHand(NullHeartbeat):
+    """The heartbeat of a worker whose ``leases`` beat."""
+
+    def __init__(self, leases: ShardLeases) -> None:
+        self._leases = leases
+
+    @property
+    def switches(self) -> Switches:
+        return getattr(self._leases, "switches", Switches())
+
+
+def leases(alias: str, clock: Callable[[], float], *, role: str = RELAY, worker_id: str = "") -> BeatenLeases:
     """Return the leases of a new worker."""
     presence = Presence(
         service=SERVICE, role=role, worker_id=worker_id or f"worker-{next(_workers):03}", using=alias, ttl=TTL
     )
-    return ShardLeases(presence, heartbeat=HEARTBEAT, clock=clock)
+    return BeatenLeases(presence, heartbeat=HEARTBEAT, clock=clock)
 
 
 def expire(alias: str, worker_id: str) -> None:
@@ -209,17 +231,18 @@ def relay(
     **options: Any,
 ) -> Relay:
     """Return a relay of the agent service; ``options`` go to ``RelayOptions``."""
+    worker_leases = worker_leases or leases(alias, clock)
     return Relay(
         repository=repository(foreign_types=foreign_types),
         broker=broker,
         client_id=f"relay-{next(_workers):03}",
-        leases=worker_leases or leases(alias, clock),
+        leases=worker_leases,
         parks_key=toys.parks_key,
         options=RelayOptions(**options),
         reference_bytes=reference_bytes,
         clock=clock,
         hand=hand,
-        heartbeat=heartbeat,
+        heartbeat=heartbeat or BeatenByHand(worker_leases),
         wake_ups=wake_ups,
     )
 

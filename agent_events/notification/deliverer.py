@@ -24,9 +24,9 @@ from agent_events.notification.policy import Answer, Outcome, Verdict, judge
 from agent_events.notification.preparation import Preparation, Request
 from agent_events.notification.records import Claimed, Exchange, NotificationRecords
 from agent_events.notification.sender import WebhookSender
-from outbox.coordination.connection_backoff import ConnectionBackoff
-from outbox.coordination.database_errors import ErrorKind, kind_of
+from outbox.coordination.connection_backoff import ConnectionBackoff, is_fault
 from outbox.coordination.shutdown import StopFlag
+from outbox.coordination.worker_loop import WorkerLoop
 from outbox.exceptions import OutboxError
 from outbox.log_text import get_logger
 
@@ -117,24 +117,26 @@ class Deliverer:
         self._backoff = ConnectionBackoff("notification", "delivery")
 
     def run(self, stop: StopFlag, *, once: bool = False) -> DeliveryTotals:
-        """Work until ``stop`` is set; with ``once``, until nothing more is due. An outage only makes it wait."""
-        while not stop.is_set:
-            try:
-                worked = self.step()
-            except (DatabaseError, InterfaceError) as error:
-                kind = kind_of(error, self._records.using)
-                if kind is ErrorKind.PERMANENT:
-                    raise
-                connections[self._records.using].close()
-                stop.wait(self._backoff.record_failure("database", error, kind=kind))
-                continue
-            self._backoff.record_success()
-            if not worked:
-                if once:
-                    break
-                stop.wait(self._options.poll_interval)
+        """Work until ``stop`` is set; with ``once``, until nothing more is due. An outage only makes it wait.
+
+        :raises OpenTransactionError: the caller holds a transaction open.
+        :raises Exception: a fault, with ``once``; see ``WorkerLoop``.
+        """
+        _refuse_open_transactions()
+        self.loop(once=once).run(stop)
         self._settle_quietly()
         return self.totals
+
+    def loop(self, *, once: bool = False) -> WorkerLoop:
+        """Return the loop of this deliverer's steps."""
+        return WorkerLoop(
+            step=self.step,
+            using=self._records.using,
+            backoff=self._backoff,
+            pause=lambda worked: timedelta(0) if worked else self._options.poll_interval,
+            recover=self._recover,
+            is_drained=(lambda: True) if once else None,
+        )
 
     def step(self) -> bool:
         """Deliver the next batch; say whether there was any.
@@ -254,6 +256,16 @@ class Deliverer:
             verdict.code,
             verdict.reason,
         )
+
+    def _recover(self, error: Exception) -> None:
+        """Drop the result that a fault came with: it would come again at every step, and hold up all others.
+
+        What it is of is taken up again when its lease runs out.
+        """
+        result = self._in_hand
+        if result is not None and is_fault(error, self._records.using):
+            logger.error("notification %d: its result cannot be written and is dropped: %s", result.record.id, error)
+            self._in_hand = None
 
     def _settle_quietly(self) -> None:
         """Write down at the end what an outage held up; what cannot be written is taken up when its lease runs out."""

@@ -20,11 +20,12 @@ from outbox.admin.access import demand, may_operate, may_see_payload, visible_se
 from outbox.admin.filters import ALL, GIVEN_UP, OPEN, DeadFilter, known_event_types
 from outbox.admin.key_order import KeyOrder
 from outbox.admin.lines import MessageLine, load, message_line
-from outbox.admin.pages import DeadEvent, Pager, StandalonePage, rows_of
+from outbox.admin.pages import DeadEvent, Pager, StandalonePage
 from outbox.admin.paging import read_page
 from outbox.admin.rendering import PREVIEW_CHARACTERS, Shown, shown_json
 from outbox.admin.selection import Selection, count, outcome, read_selection, write_selection
 from outbox.registry.catalog import route_registry, service_models
+from outbox.storage.querysets import rows_of
 
 PAGE_SIZE: Final = 25
 AT_ONCE: Final = 1_000

@@ -12,14 +12,15 @@ from django.db.models import Func, IntegerField
 from django.db.models.functions import Substr
 from django.db.models.sql.compiler import SQLCompiler
 
-from outbox.admin.lines import LIST_COLUMNS, MessageLine, message_line
-from outbox.admin.pages import rows_of
+from outbox.admin.lines import MessageLine, load, message_line
 from outbox.admin.rendering import SHOWN_CHARACTERS, Moment, Shown, moment, shown_json, size_text, visible
 from outbox.consumer.isolation import MAX_INTERRUPTIONS
 from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import UNFINISHED, Status
 from outbox.models import OutboxMessage
-from outbox.registry.catalog import route_registry
+from outbox.registry.catalog import repository_of, route_registry
+from outbox.storage.querysets import rows_of
+from outbox.storage.status_rows import StatusRows
 
 _WAITING_CAP: Final = 1_000
 _TRACEBACK_CHARACTERS: Final = 64 * 1024
@@ -84,7 +85,7 @@ def load_payload(model: type[OutboxMessage], route: ServiceRoute, row_id: int) -
 def detail_of(site: AdminSite, route: ServiceRoute, row: OutboxMessage, now: datetime, *, with_payload: bool) -> Detail:
     """Return what the page of ``row``, loaded by ``load_detail`` likewise, shows."""
     foreign_types = route_registry().foreign_types(route.service)
-    blocker = _blocker(route, row, foreign_types)
+    blocker = _blocker(route, row)
     size: int = row.payload_size  # type: ignore[attr-defined]
     head: str | None = getattr(row, "payload_head", None)
     traceback = (row.traceback or "") if with_payload else ""
@@ -136,26 +137,15 @@ def _steps(row: OutboxMessage, now: datetime) -> list[Step]:
     return [Step(name, shown) for name, at in moments if name and (shown := moment(at, now))]
 
 
-def _blocker(route: ServiceRoute, row: OutboxMessage, foreign_types: tuple[str, ...]) -> OutboxMessage | None:
+def _blocker(route: ServiceRoute, row: OutboxMessage) -> OutboxMessage | None:
+    """Return the row that a consumer would find before this one."""
     if row.status not in UNFINISHED:
         return None
-    older = (
-        rows_of(type(row), route.database)
-        .filter(message_key=row.message_key, id__lt=row.pk)
-        .exclude(event_type__in=foreign_types)
-        .only(*LIST_COLUMNS)
-        .order_by("id")
-    )
-    found = [older.filter(status=status.value).first() for status in UNFINISHED]
-    found.append(older.filter(status=Status.DEAD.value, parks_key=True).first())
-    return min((one for one in found if one is not None), key=lambda one: one.pk, default=None)
+    found = repository_of(route.service).predecessors([row]).blockers.get(row.message_key)
+    return None if found is None else load(type(row), route.database, [found.id]).get(found.id)
 
 
 def _waiting(route: ServiceRoute, row: OutboxMessage) -> str:
     if row.status != Status.DEAD or not row.parks_key:
         return ""
-    later = rows_of(type(row), route.database).filter(
-        message_key=row.message_key, status=Status.PENDING.value, id__gt=row.pk
-    )
-    count = len(later.order_by("id").values_list("id", flat=True)[: _WAITING_CAP + 1])
-    return f"{_WAITING_CAP:,}+" if count > _WAITING_CAP else f"{count:,}"
+    return str(StatusRows(route).count_waiting_behind(row.message_key, row.pk, cap=_WAITING_CAP))

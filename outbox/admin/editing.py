@@ -10,7 +10,6 @@ from django.http import HttpRequest
 
 from outbox.admin import operations
 from outbox.admin.details import OctetLength
-from outbox.admin.pages import rows_of
 from outbox.admin.rendering import size_text, visible
 from outbox.declarations.contracts import EventContract, contracts
 from outbox.declarations.routes import ServiceRoute
@@ -18,6 +17,7 @@ from outbox.exceptions import EnvelopeError, InvalidEventError, OutboxError, Pay
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
 from outbox.publishing import encode_stored
+from outbox.storage.querysets import rows_of
 from outbox.wire.envelope import decode_envelope
 from outbox.wire.nesting import TOO_DEEP, is_nested_too_deep
 

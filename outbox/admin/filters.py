@@ -8,7 +8,8 @@ a status               ``*_ob_due`` (status, next_retry_at, id)   event type (in
 a key                  ``*_ob_key`` (key, status, id)             event type
 =====================  =========================================  =====================================
 
-What is looked at row by row is bounded by the scan's window (``outbox.admin.scans``): no question reads a whole table.
+What is looked at row by row is bounded by the scan's window (``outbox.storage.index_scans``): no question reads a whole
+table.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from typing import Final
 
 from django.http import HttpRequest
 
-from outbox.admin.scans import WINDOW, Condition, IndexScan
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
+from outbox.storage.index_scans import WINDOW, Condition, IndexScan
 
 OPEN: Final = "open"
 GIVEN_UP: Final = "given-up"

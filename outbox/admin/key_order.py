@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from outbox.admin.filters import OPEN, DeadFilter
-from outbox.admin.pages import rows_of
-from outbox.admin.paging import Gap
 from outbox.declarations.routes import ServiceRoute
 from outbox.registry.catalog import service_models
+from outbox.storage.positions import Gap
+from outbox.storage.querysets import rows_of
 
 
 @dataclass(frozen=True, slots=True)

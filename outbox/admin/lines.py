@@ -9,11 +9,12 @@ from datetime import datetime
 
 from django.contrib.admin import AdminSite
 
-from outbox.admin.pages import model_url, rows_of
+from outbox.admin.pages import model_url
 from outbox.admin.rendering import Moment, first_line, moment, visible
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
 from outbox.registry.catalog import route_registry
+from outbox.storage.querysets import rows_of
 
 LIST_COLUMNS = (
     "id",

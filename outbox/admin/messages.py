@@ -26,13 +26,14 @@ from outbox.admin.editing import EditForm, editable
 from outbox.admin.filters import MessageFilter, known_event_types
 from outbox.admin.key_order import KeyOrder
 from outbox.admin.lines import load, message_lines
-from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
+from outbox.admin.pages import Pager, ReadOnlyAdmin
 from outbox.admin.rendering import visible
 from outbox.admin.row_ids import read_row_id
 from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
 from outbox.registry.catalog import route_registry
+from outbox.storage.querysets import rows_of
 
 PAGE_SIZE: Final = 50
 

@@ -19,22 +19,20 @@ from django.db.utils import DatabaseError, InterfaceError
 from django.http import HttpRequest
 
 from outbox import signals
-from outbox.admin.pages import rows_of
 from outbox.admin.rendering import visible
 from outbox.coordination.database_errors import ErrorKind, kind_of
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
-from outbox.fields import UtcNow
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage, RejectedRecord, ServiceSwitch
 from outbox.registry.catalog import repository_of, service_models
 from outbox.storage.dialects import storable
+from outbox.storage.pause_flags import REASON_MAX_LENGTH, set_paused
+from outbox.storage.querysets import rows_of
 from outbox.storage.rejections import RejectionStore
 
 RELAY_PART: Final = "relay"
 CONSUMER_PART: Final = "consumer"
-REASON_MAX_LENGTH: Final = 500
-"""What the columns hold; the journal has a row for each event that was acted on, and is to be no longer."""
 PARTS: Final = {RELAY_PART: "relay_paused", CONSUMER_PART: "consumer_paused"}
 
 
@@ -91,7 +89,7 @@ def resolve_rejected(request: HttpRequest, using: str, ids: Sequence[int]) -> in
     changed = 0
     with _guarded(using), transaction.atomic(using=using):
         found = (
-            RejectedRecord.objects.using(using)
+            rows_of(RejectedRecord, using)
             .select_for_update()
             .filter(pk__in=ids)
             .order_by("pk")
@@ -110,20 +108,13 @@ def set_switch(request: HttpRequest, route: ServiceRoute, *, part: str, paused: 
     """Pause or resume a part of a service; return False when it was so already."""
     column = PARTS[part]
     with _changing(route):
-        switches = ServiceSwitch.objects.using(route.database)
-        switches.get_or_create(pk=route.service)
-        values: dict[str, Any] = {
-            column: paused,
-            "reason": storable(reason, REASON_MAX_LENGTH),
-            "changed_by": request.user.get_username()[:150],
-            "changed_at": UtcNow(),
-        }
-        changed = switches.filter(pk=route.service, **{column: not paused}).update(**values)
+        by = request.user.get_username()
+        changed = set_paused(route.service, route.database, column=column, paused=paused, reason=reason, by=by)
         if changed:
             why = f": {reason[:REASON_MAX_LENGTH]}" if reason else "."
             done = f"{part.capitalize()} {'paused' if paused else 'resumed'}{why}"
             _log(request, [(ServiceSwitch(pk=route.service), route.service)], done)
-    return bool(changed)
+    return changed
 
 
 def record_key(using: str, row_id: int) -> str:

@@ -14,7 +14,7 @@ from django.apps.registry import Apps
 from django.contrib import admin
 from django.contrib.admin.utils import quote
 from django.db import models
-from django.db.models import Model, QuerySet
+from django.db.models import Model
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 from django.urls import NoReverseMatch, URLPattern, reverse
@@ -64,11 +64,6 @@ class DeadEvent(models.Model):
 
     def __str__(self) -> str:
         return "dead events"
-
-
-def rows_of(model: type[M], using: str) -> QuerySet[M]:
-    """Return all rows of ``model`` on an alias, whatever managers the model has."""
-    return model._base_manager.using(using)  # noqa: SLF001 - documented by Django, in spite of its name
 
 
 class ReadOnlyAdmin(ModelAdmin):

@@ -5,8 +5,8 @@ ends; a stream that a cut does not name is cut above its first row. Because a cu
 paging forward and back meets every row once, also when the rows of several databases are merged and while rows are
 added at the top.
 
-A stream may give up after it looked at so many rows (see ``outbox.admin.scans``): the page then ends there, short, and
-the next one goes on from that place.
+A stream may give up after it looked at so many rows (see ``outbox.storage.index_scans``): the page then ends there,
+short, and the next one goes on from that place.
 """
 
 from __future__ import annotations
@@ -20,49 +20,13 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
-LATE: Final = "late"
-"""Stands in a position for a moment behind the end of the calendar, such as PostgreSQL's infinity."""
+from outbox.storage.positions import LATE, Found, Gap, Position, Slice
 
 _TOKEN_MAX_LENGTH: Final = 8_000
 _ID_LIMIT: Final = 2**63
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a row stands in its stream. ``moment`` is the database's own text, None where it is NULL or not used.
-
-    It is empty where the column holds what is no moment, and ``LATE`` where that is behind all moments.
-    """
-
-    moment: str | None
-    id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """The place right below (or, not ``below``, right above) the row at a position."""
-
-    at: Position
-    below: bool
-
-
 Cut = Mapping[str, Gap]
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """A row of a stream; ``rank`` orders the rows of all streams, the largest first."""
-
-    position: Position
-    rank: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """What a stream found. ``stopped`` is where it gave up looking; None when it has enough or came to its end."""
-
-    rows: Sequence[Found]
-    stopped: Found | None = None
 
 
 class Stream(Protocol):

@@ -27,10 +27,11 @@ from django.utils import timezone
 
 from outbox.admin.access import demand, may_see_payload
 from outbox.admin.details import OctetLength
-from outbox.admin.pages import Pager, ReadOnlyAdmin, rows_of
+from outbox.admin.pages import Pager, ReadOnlyAdmin
 from outbox.admin.rendering import SHOWN_CHARACTERS, Shown, moment, shown_json, size_text, visible
 from outbox.admin.row_ids import read_row_id
-from outbox.admin.scans import Condition, IndexScan
+from outbox.storage.index_scans import Condition, IndexScan
+from outbox.storage.querysets import rows_of
 
 PAGE_SIZE: Final = 50
 

@@ -21,10 +21,11 @@ from outbox.admin.filters import ALL, OPEN
 from outbox.admin.pages import Pager, ReadOnlyAdmin
 from outbox.admin.rendering import Moment, Shown, first_line, moment, shown_bytes, size_text, visible
 from outbox.admin.row_ids import read_row_id
-from outbox.admin.scans import Condition, IndexScan
 from outbox.admin.selection import count, outcome, read_selection
 from outbox.models import RejectedRecord
 from outbox.registry.catalog import route_registry
+from outbox.storage.index_scans import Condition, IndexScan
+from outbox.storage.querysets import rows_of
 
 PAGE_SIZE: Final = 50
 _LARGE_COLUMNS: Final = ("key", "value", "headers")
@@ -83,7 +84,7 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
         """Show one record with its bytes."""
         demand(self.has_view_permission(request))
         using, row_id = _address(unquote(object_id))
-        row = RejectedRecord.objects.using(using).filter(pk=row_id).first() if using else None
+        row = rows_of(RejectedRecord, using).filter(pk=row_id).first() if using else None
         if row is None:
             self.message_user(request, "There is no such record (any more).", messages.WARNING)
             return HttpResponseRedirect(self.url("changelist"))
@@ -112,7 +113,7 @@ class RejectedRecordAdmin(ReadOnlyAdmin):
         rows = {
             (using, row.pk): row
             for using, wanted in ids.items()
-            for row in RejectedRecord.objects.using(using).defer(*_LARGE_COLUMNS).filter(pk__in=wanted)
+            for row in rows_of(RejectedRecord, using).defer(*_LARGE_COLUMNS).filter(pk__in=wanted)
         }
         now = timezone.now()
         return [self._line(key[0], rows[key], now) for key in pager.rows if key in rows]

@@ -24,6 +24,7 @@ from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch
 from outbox.operations.statistics import ServiceStatus, WorkerStatus, service_status
 from outbox.registry.catalog import route_registry, service_models
+from outbox.storage.pause_flags import switch_row
 from outbox.workers.lag import LagReport, lag_report
 
 _PARTS: Final = {operations.RELAY_PART: "relay", operations.CONSUMER_PART: "consumer"}
@@ -103,7 +104,7 @@ class RouteAdmin(StandalonePage):
         if part not in _PARTS:
             raise Http404
         route = route_registry().catalog.route(service)
-        switch = ServiceSwitch.objects.using(route.database).filter(pk=service).first()
+        switch = switch_row(service, route.database)
         is_paused = bool(switch and getattr(switch, operations.PARTS[part]))
         problem = ""
         if request.method == "POST":
@@ -144,7 +145,7 @@ class RouteAdmin(StandalonePage):
         ttl = timedelta(seconds=outbox_settings().leases.ttl_seconds)
         try:
             status = service_status(route, route_registry(), ttl=ttl)
-            switch = ServiceSwitch.objects.using(route.database).filter(pk=route.service).first()
+            switch = switch_row(route.service, route.database)
         except (DatabaseError, InterfaceError) as error:
             problem = Problem(Severity.BAD, f"The database {route.database!r} cannot be read: {error}")
             return RouteLine(route.service, route, problem.severity.value, [problem])

@@ -16,7 +16,6 @@ from django.db import connections
 from django.db.migrations.loader import MigrationLoader
 from django.db.models import Model
 
-from outbox import lifecycle
 from outbox.checks.collations import key_collations
 from outbox.checks.databases import services_by_alias, vendor_of
 from outbox.checks.declarations import outbox_models, valid_routes
@@ -27,8 +26,8 @@ from outbox.conf import OutboxSettings
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
 from outbox.models import OutboxMessage
-from outbox.operations.statistics import Count, count_rows
-from outbox.storage.dialects import SUPPORTED_VENDORS, dialect_of
+from outbox.storage.dialects import SUPPORTED_VENDORS
+from outbox.storage.status_rows import Count, StatusRows
 
 _PACKET_OVERHEAD_BYTES: Final = 64 * 1024
 _MINIMUM: Final = {"mysql": (8, 0, 13), "mariadb": (10, 6), "postgresql": (14,), "sqlite": (3, 31)}
@@ -90,9 +89,7 @@ def check_foreign_rows(aliases: Collection[str]) -> list[CheckMessage]:
 
 def _unfinished(route: ServiceRoute, event_types: Collection[str]) -> Count:
     try:
-        is_one = dialect_of(connections[route.database]).is_one_of("event_type", list(event_types))
-        condition = f"status IN (%s, %s) AND {is_one}"
-        return count_rows(route, condition, [*lifecycle.UNFINISHED, *event_types])
+        return StatusRows(route, tuple(event_types)).count_unfinished_foreign()
     except Exception:  # noqa: BLE001 - check_schema says what is wrong with this database
         return Count(0)
 

@@ -34,6 +34,7 @@ from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.database_errors import ErrorKind, kind_of
 from outbox.declarations.handlers import Delivery, Handler
 from outbox.exceptions import ClosedConnectionError, HandlerTimeoutError, UndoneEffectsError
+from outbox.storage.sessions import make_savepoint, release_savepoint
 from outbox.wire.tracing import traceparent
 
 MAX_INTERRUPTIONS: Final = 5
@@ -124,7 +125,7 @@ class HandlerCalls:
         """
         if not readables:
             return Ran()
-        self._execute(f"SAVEPOINT {self._savepoint}")
+        make_savepoint(self._connection, self._savepoint)
         with self._connection.execute_wrapper(self._watch):
             ran = self._in_savepoints(readables) if in_savepoints else self._together(readables)
         self._prove()
@@ -262,15 +263,11 @@ class HandlerCalls:
         :raises UndoneEffectsError: it is not there any more; all that was written with it is lost or committed.
         """
         try:
-            self._execute(f"RELEASE SAVEPOINT {self._savepoint}")
+            release_savepoint(self._connection, self._savepoint)
         except (DatabaseError, InterfaceError) as error:
             if kind_of(error, self._using) is not ErrorKind.PERMANENT:
                 raise
             raise UndoneEffectsError.ended(next(reversed(self._watch.errors), None)) from error
-
-    def _execute(self, sql: str) -> None:
-        with self._connection.cursor() as cursor:
-            cursor.execute(sql)
 
 
 def _undone(

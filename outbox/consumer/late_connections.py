@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from outbox.log_text import get_logger
+from outbox.storage.sessions import end_session
 
 logger = get_logger(__name__)
-
-_END: Final = {"mysql": "KILL %s", "postgresql": "SELECT pg_terminate_backend(%s)"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,7 @@ class Session:
         if self.session_id is None:
             self.driver.interrupt()
             return
-        with connections[self.database.alias].cursor() as cursor:
-            cursor.execute(_END[self.database.vendor], [self.session_id])
+        end_session(connections[self.database.alias], self.session_id)
 
 
 def session_of(database: BaseDatabaseWrapper) -> Session | None:

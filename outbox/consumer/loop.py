@@ -14,13 +14,14 @@ from outbox.consumer.other_installations import OtherInstallations
 from outbox.consumer.processing import BatchProcessor
 from outbox.consumer.report import ConsumerTotals
 from outbox.consumer.takeovers import Takeovers
-from outbox.coordination.connection_backoff import ConnectionBackoff, is_fault
+from outbox.coordination.connection_backoff import ConnectionBackoff
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
-from outbox.coordination.leases import Switches
 from outbox.coordination.shutdown import StopFlag
+from outbox.coordination.worker_loop import WorkerLoop
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import BrokerUnavailableError
 from outbox.log_text import get_logger
+from outbox.storage.pause_flags import Switches
 from outbox.storage.sessions import close_if_idle
 
 logger = get_logger(__name__)
@@ -71,31 +72,29 @@ class Consumer:
     ) -> ConsumerTotals:
         """Work until ``stop`` is set, ``max_events`` are handled, or nothing came and ``is_drained`` says so.
 
-        With ``is_drained`` it also ends when the consumer is paused: nothing will come.
+        With ``is_drained`` it also ends when the consumer is paused: nothing will come. What is in flight when the
+        database or the broker becomes unavailable is kept and handled again.
 
-        An outage only makes it wait: the batch in hand is kept and done again. So does an error of the library or the
-        schema, unless an end is set: then it is raised, for a person to see.
+        :raises Exception: a fault, where an end is set; see ``WorkerLoop``.
         """
-        serves_for_ever = max_events is None and is_drained is None
-        self._heartbeat.start()
+
+        def step() -> bool:
+            left = self._options.batch_size if max_events is None else max_events - self.totals.handled
+            return self.step(min(left, self._options.batch_size))
+
+        loop = WorkerLoop(
+            step=step,
+            using=self._route.database,
+            backoff=self._backoff,
+            pause=self._pause,
+            recover=self._recover,
+            note_progress=self._heartbeat.moved,
+            is_complete=None if max_events is None else lambda: self.totals.handled >= max_events,
+            is_drained=None if is_drained is None else lambda: self._is_drained(is_drained),
+        )
         try:
-            while not stop.is_set and (max_events is None or self.totals.handled < max_events):
-                self._heartbeat.moved()
-                limit = self._options.batch_size
-                if max_events is not None:
-                    limit = min(limit, max_events - self.totals.handled)
-                try:
-                    worked = self.step(limit)
-                    if not worked and is_drained is not None and self._is_drained(is_drained):
-                        break
-                except Exception as error:
-                    if not serves_for_ever and is_fault(error, self._route.database):
-                        raise
-                    stop.wait(self._record(error))
-                else:
-                    self._backoff.record_success()
-                    if not worked and (pause := self._pause()) is not None:
-                        stop.wait(pause)
+            self._heartbeat.start()
+            loop.run(stop)
         finally:
             self._close()
         return self.totals
@@ -146,17 +145,18 @@ class Consumer:
     def _is_drained(self, is_drained: Callable[[], bool]) -> bool:
         return not self._held and (self._switches.consumer_paused or is_drained())
 
-    def _record(self, error: Exception) -> timedelta:
-        """Return how long to pause for ``error``; what it is of the subscription is made anew."""
+    def _recover(self, error: Exception) -> None:
+        """Subscribe anew where the subscription may be in no known state."""
         if not isinstance(error, (BrokerUnavailableError, DatabaseError, InterfaceError)):
             self._unsubscribe()
-        return self._backoff.record(error, using=self._route.database)
 
-    def _pause(self) -> timedelta | None:
-        """Return how long to pause after a step that did nothing, beyond what it has waited for records."""
+    def _pause(self, worked: bool) -> timedelta:
+        """Return how long to rest after a step, beyond what it has waited for records."""
+        if worked:
+            return timedelta(0)
         if self._switches.consumer_paused:
             return timedelta(milliseconds=self._options.poll_interval_ms)
-        return self._held.pause()
+        return self._held.pause() or timedelta(0)
 
     def _receive(self, limit: int) -> None:
         """Receive more, unless what is at hand is enough; drop what is of partitions that moved away."""

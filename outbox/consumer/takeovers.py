@@ -40,7 +40,7 @@ class Takeovers:
             return
         kept = assignments.items() & self._assignments.items()
         gained = dict(assignments.items() - kept)
-        rows = self._rows_naming_any() if gained else []
+        rows = self._presence.dead_holders() if gained else []
         kept_partitions = {partition for partition, _ in kept}
         self._suspects = {each: left for each, left in self._suspects.items() if each in kept_partitions}
         self._dead = {each: dead for each, dead in self._dead.items() if each in kept_partitions}
@@ -78,16 +78,12 @@ class Takeovers:
             for partition in over:
                 del self._suspects[partition], self._dead[partition]
 
-    def _rows_naming_any(self) -> list[tuple[str, str]]:
-        return list(self._presence.dead().exclude(partitions="").values_list("worker_id", "partitions"))
-
     def _strike(self, worker_id: str, partitions: set[int]) -> None:
         """Have a dead worker's row stop naming ``partitions``; one that lives after all says itself what it holds."""
-        row = self._presence.dead().filter(worker_id=worker_id)
         for _ in range(_MOST_TRIES):
-            text = row.values_list("partitions", flat=True).first()
+            text = self._presence.partitions_of_dead(worker_id)
             if not text:
                 return
             left = without_partitions(text, partitions, max_length=WORKER_PARTITIONS_MAX_LENGTH)
-            if left == text or row.filter(partitions=text).update(partitions=left):
+            if left == text or self._presence.replace_partitions(worker_id, old=text, new=left):
                 return

@@ -16,11 +16,12 @@ from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError, OperationalError
 
 from outbox.coordination.heartbeat_thread import BeatOutcomes, HeartbeatThread
-from outbox.coordination.leases import Presence, Switches
+from outbox.coordination.leases import Presence
 from outbox.coordination.partitions import encode_partitions
 from outbox.coordination.silences import Silences
 from outbox.log_text import get_logger
 from outbox.models import WORKER_PARTITIONS_MAX_LENGTH
+from outbox.storage.pause_flags import Switches
 
 logger = get_logger(__name__)
 
@@ -54,6 +55,9 @@ class NullHeartbeat:
 
     def start(self) -> None:
         """Start nothing."""
+
+    def ensure_beaten(self) -> None:
+        """Wait for nothing: the switches are what is given."""
 
     def moved(self) -> None:
         """Note nothing."""
@@ -99,6 +103,7 @@ class Heartbeat:
         self._silences = Silences()
         self._thread: HeartbeatThread | None = None
         self._stuck: list[HeartbeatThread] = []
+        self._has_beaten = False
         self._written: str | None = None
         """The partitions that the row names for certain."""
 
@@ -110,6 +115,14 @@ class Heartbeat:
             self._beat()
         except (DatabaseError, InterfaceError):
             return  # said by the thread
+
+    def ensure_beaten(self) -> None:
+        """Beat, unless the database has answered a beat before: no step is taken before the switches are known.
+
+        :raises DatabaseError: the database is unavailable.
+        """
+        if not self._has_beaten:
+            self._beat()
 
     def hold(self, partitions: Collection[int]) -> None:
         """Name ``partitions`` in the row, from now on.
@@ -203,6 +216,7 @@ class Heartbeat:
     def _take(self, thread: HeartbeatThread, switches: Switches) -> None:
         if thread is self._thread:
             self.switches = switches
+            self._has_beaten = True
 
 
 def _no_answer(using: str) -> OperationalError:

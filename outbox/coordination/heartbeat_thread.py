@@ -15,21 +15,19 @@ from typing import Any, Final, TypeVar
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
 
+from outbox.coordination.connection_backoff import PAUSES
 from outbox.coordination.database_errors import ErrorKind, kind_of
-from outbox.coordination.leases import Presence, Switches
+from outbox.coordination.leases import Presence
 from outbox.coordination.silences import Silences
-from outbox.declarations.backoff import RetryPolicy, delay
+from outbox.declarations.backoff import delay
 from outbox.log_text import get_logger
-from outbox.storage.sessions import close_incomplete, worker_session
+from outbox.storage.pause_flags import Switches
+from outbox.storage.sessions import bound_sqlite_wait, close_incomplete, ping, worker_session
 
 logger = get_logger(__name__)
 
-_PAUSES: Final = RetryPolicy(base=timedelta(milliseconds=200), cap=timedelta(seconds=5), max_attempts=2**31, jitter=0.5)
-_SQLITE_BUSY_MS: Final = 1000
+_SQLITE_WAIT: Final = timedelta(seconds=1)
 """Shorter than a worker's own: a beat that misses the writer's lock is made good by the next one."""
-
-_LATE: Final = 1.25
-"""A beat of the worker's loop is late after so many intervals, and made here; three fit into a lease's time."""
 
 T = TypeVar("T")
 
@@ -55,7 +53,7 @@ class BeatOutcomes:
                 error,
                 exc_info=None if is_known else error,
             )
-        return delay(self._failures, _PAUSES, random.random())  # noqa: S311 - a pause is no secret
+        return delay(self._failures, PAUSES, random.random())  # noqa: S311 - a pause is no secret
 
     def succeeded(self) -> None:
         """Note that the database has answered."""
@@ -89,8 +87,6 @@ class HeartbeatThread(threading.Thread):
         self._asked: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._ended = False
         self._raw: Any = None
-        self._beaten_at: float | None = None
-        """When the last beat was made here."""
         self._next_at = time.monotonic() + interval_s
 
     # --- for other threads ---------------------------------------------------------------------------------------
@@ -137,7 +133,6 @@ class HeartbeatThread(threading.Thread):
             self._next_at = time.monotonic() + self._failed(error).total_seconds()
             raise
         self._next_at = time.monotonic() + self._interval_s
-        self._beaten_at = self._presence.beaten_at
         self._answered()
         if not self._ended:
             self._outcomes.succeeded()
@@ -154,8 +149,7 @@ class HeartbeatThread(threading.Thread):
         if token is not self.token or connection.connection is not self._raw:
             return False
         try:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")
+            ping(connection)
         except (DatabaseError, InterfaceError):
             self._disconnect()
             return False
@@ -169,32 +163,15 @@ class HeartbeatThread(threading.Thread):
         if asked is not None:
             asked()
             return
-        if self._is_beaten_elsewhere():
-            return
         try:
             self.beat()
         except Exception:  # noqa: BLE001 - said already; the next beat may succeed
             return
 
-    def _is_beaten_elsewhere(self) -> bool:
-        """Say whether the worker's loop beats itself, and look again when its next beat is late.
-
-        A relay's does with each look at its leases; here it is done only while the loop waits for its broker.
-        """
-        beaten_at = self._presence.beaten_at
-        if beaten_at is None or beaten_at == self._beaten_at:
-            return False
-        late_at = beaten_at + _LATE * self._interval_s
-        if late_at <= time.monotonic():
-            return False
-        self._next_at = late_at
-        return True
-
     def _prepare(self) -> None:
         connection = connections[self._using]
         if connection.vendor == "sqlite" and connection.connection is None:
-            with connection.cursor() as cursor:
-                cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_MS}")
+            bound_sqlite_wait(connection, _SQLITE_WAIT)
 
     def _answered(self) -> None:
         """Remember the connection that has answered. SQLite's cannot be lost, and prove nothing."""

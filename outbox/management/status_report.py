@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from django.db import connections
 from django.db.utils import DatabaseError, InterfaceError
@@ -17,22 +17,11 @@ from outbox.conf import outbox_settings
 from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.log_text import one_line
-from outbox.operations.statistics import (
-    Count,
-    OtherInstallation,
-    ServiceStatus,
-    WorkerStatus,
-    count_rows,
-    is_sent_again_in_vain,
-    service_status,
-)
+from outbox.operations.statistics import ServiceStatus, WorkerStatus, service_status
 from outbox.registry.catalog import route_registry
-from outbox.storage.dialects import dialect_of, to_db
-from outbox.storage.repository import OutboxRepository
+from outbox.storage.rejections import OtherInstallation
+from outbox.storage.status_rows import Count, StatusRows
 from outbox.workers.lag import LagProbe, read_lags
-
-_FIRST_MOMENT: Final = "'1000-01-01'"
-"""The first that MySQL's columns hold; below are its zero dates, which say no more than NULL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +92,15 @@ class _DatabaseLook(threading.Thread):
 
     def run(self) -> None:
         registry = route_registry()
-        ttl = timedelta(seconds=outbox_settings().leases.ttl_seconds)
+        configured = outbox_settings()
+        ttl = timedelta(seconds=configured.leases.ttl_seconds)
+        redeliver_after = timedelta(seconds=configured.relay.redeliver_after_seconds)
         try:
             for route in self._routes:
                 status = service_status(route, registry, ttl=ttl)
-                foreign_types = registry.foreign_types(route.service)
-                self.found[route.service] = (status, is_stalled(route, foreign_types, longer_than=self._stalled_after))
+                rows = StatusRows(route, registry.foreign_types(route.service))
+                is_stalled = rows.is_stalled(longer_than=self._stalled_after, redeliver_after=redeliver_after)
+                self.found[route.service] = (status, is_stalled)
         except (DatabaseError, InterfaceError) as error:
             self.problem = one_line(str(error))
         finally:
@@ -126,34 +118,6 @@ def databases_away(reports: Sequence[ServiceReport]) -> str:
     return "; ".join(
         dict.fromkeys(f"{each.route.database}: {each.database_problem}" for each in reports if each.database_problem)
     )
-
-
-def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than: timedelta) -> bool:
-    """Say whether a row has been due, or on its way, for longer than that; foreign rows wait for ever and do not count.
-
-    Both are answered by the first entry of an index. A published row is due again when it is time to redeliver it, so
-    that time, less the delay until then, is when it was sent. A row without a due time is due since it was changed, and
-    is on its way since it was published. One that was sent again and again is due again later than that: it is looked
-    for by itself.
-    """
-    connection = connections[route.database]
-    redeliver_after = timedelta(seconds=outbox_settings().relay.redeliver_after_seconds)
-    sql = dialect_of(connection)
-    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
-    due_before = OutboxRepository(route).now() - longer_than
-    undated = f"(next_retry_at IS NULL OR next_retry_at < {_FIRST_MOMENT})"
-    looks = (
-        (Status.PENDING, f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s", due_before),
-        (Status.PENDING, f"{undated} AND updated_at < %s", due_before),
-        (Status.PUBLISHED, f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s", due_before + redeliver_after),
-        (Status.PUBLISHED, f"{undated} AND COALESCE(published_at, updated_at) < %s", due_before),
-    )
-    return any(
-        count_rows(
-            route, f"status = %s AND {look}{own}", [status.value, to_db(connection, moment), *foreign_types], cap=1
-        ).value
-        for status, look, moment in looks
-    ) or is_sent_again_in_vain(route, foreign_types, sent_before=due_before, due_after=due_before + redeliver_after)
 
 
 class JsonView:

@@ -1,8 +1,8 @@
 """Deleting what is done with: consumed rows and resolved rejected records, a batch a transaction, oldest first.
 
 Each batch commits by itself, so stopping at any moment loses nothing and the next run goes on. A batch that loses its
-locks to a consumer is done again. Between batches it rests, so that those who write meanwhile have the disk and the
-processor for a part of the time (measured: docs/reliability.md).
+locks to a consumer, or its database, is done again. Between batches it rests, so that those who write meanwhile have
+the disk and the processor for a part of the time (measured: docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -12,28 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
-from django.db import connections
-from django.db.models import QuerySet
-from django.db.utils import DatabaseError
-
-from outbox.coordination.database_errors import ErrorKind, kind_of
+from outbox.coordination.connection_backoff import ConnectionBackoff
 from outbox.coordination.shutdown import StopFlag
-from outbox.lifecycle import Status
-from outbox.log_text import get_logger
-from outbox.models import RejectedRecord
-from outbox.operations.statistics import count_rows
-from outbox.storage.dialects import to_db
+from outbox.coordination.worker_loop import WorkerLoop
+from outbox.storage.rejections import RejectionStore
 from outbox.storage.repository import OutboxRepository
+from outbox.storage.rows import Pruned
 from outbox.storage.sessions import own_transaction
+from outbox.storage.status_rows import StatusRows
 
-logger = get_logger(__name__)
-
-T = TypeVar("T")
-
-_CONTENTION_LIMIT: Final = 10
-_CONTENTION_PAUSE: Final = timedelta(milliseconds=100)
 _LONGEST_REST: Final = timedelta(seconds=1)
 _EXACT: Final = 2**62
 """A count that is asked for by a person, once, may take its time."""
@@ -94,75 +83,67 @@ class Pruning:
     """Monotonic seconds."""
 
     def consumed(self, *, older_than: timedelta) -> int:
-        """Delete rows consumed longer ago than ``older_than``; return how many."""
+        """Delete rows consumed longer ago than ``older_than``; return how many.
+
+        :raises DatabaseError: the database refuses a statement.
+        """
         before = self._ago(older_than)
-        deleted = 0
-        after_id: int | None = 0
-        while after_id is not None and not self.stop.is_set:
-            began = self.clock()
-            step = self._in_own_transaction(
-                partial(self.repository.prune, consumed_before=before, after_id=after_id, limit=self.batch_size)
-            )
-            after_id = step.last_id
-            deleted += step.deleted
-            self.tell(deleted)
-            if after_id is not None:
-                self._rest_after(self.clock() - began)
-        return deleted
+        return self._in_batches(
+            lambda after_id: self.repository.prune(consumed_before=before, after_id=after_id, limit=self.batch_size)
+        )
 
     def count_consumed(self, *, older_than: timedelta) -> int:
         """Count what ``consumed`` would delete."""
-        route = self.repository.route
-        before = to_db(connections[route.database], self._ago(older_than))
-        return count_rows(route, "status = %s AND consumed_at < %s", [Status.CONSUMED.value, before], cap=_EXACT).value
+        rows = StatusRows(self.repository.route)
+        return rows.count_consumed(before=self._ago(older_than), cap=_EXACT).value
 
     def rejected(self, *, older_than: timedelta) -> int:
-        """Delete rejected records that a person resolved longer ago than ``older_than``; return how many."""
+        """Delete rejected records that a person resolved longer ago than ``older_than``; return how many.
+
+        :raises DatabaseError: the database refuses a statement.
+        """
         before = self._ago(older_than)
-        deleted = 0
-        while not self.stop.is_set:
-            began = self.clock()
-            found = self._in_own_transaction(partial(self._delete_rejected, before))
-            deleted += found
-            self.tell(deleted)
-            if found < self.batch_size:
-                break
-            self._rest_after(self.clock() - began)
-        return deleted
+        return self._in_batches(
+            lambda after_id: self._rejections.prune(resolved_before=before, after_id=after_id, limit=self.batch_size)
+        )
 
     def count_rejected(self, *, older_than: timedelta) -> int:
         """Count what ``rejected`` would delete."""
-        return self._resolved(self._ago(older_than)).count()
+        return self._rejections.count_resolved(before=self._ago(older_than))
 
-    def _delete_rejected(self, before: datetime) -> int:
-        ids = list(self._resolved(before).order_by("id").values_list("id", flat=True)[: self.batch_size])
-        return RejectedRecord.objects.using(self.repository.route.database).filter(id__in=ids).delete()[0]
+    def _in_batches(self, delete: Callable[[int], Pruned]) -> int:
+        """Have ``delete`` delete the batch behind an id, each in a transaction of its own, until there is no more."""
+        deleted = 0
+        after_id = 0
+        busy_s = 0.0
 
-    def _resolved(self, before: datetime) -> QuerySet[RejectedRecord]:
+        def step() -> bool:
+            nonlocal deleted, after_id, busy_s
+            began = self.clock()
+            with own_transaction(self.repository.route.database):
+                pruned = delete(after_id)
+            after_id = pruned.last_id or after_id
+            deleted += pruned.deleted
+            self.tell(deleted)
+            busy_s = self.clock() - began
+            return pruned.last_id is not None
+
+        WorkerLoop(
+            step=step,
+            using=self.repository.route.database,
+            backoff=ConnectionBackoff(self.repository.route.service, "pruning"),
+            pause=lambda worked: self._rest_after(busy_s) if worked else timedelta(0),
+            is_drained=lambda: True,
+        ).run(self.stop)
+        return deleted
+
+    def _rest_after(self, busy_s: float) -> timedelta:
+        return min(timedelta(seconds=busy_s * (1 / self.busy_share - 1)), _LONGEST_REST)
+
+    @property
+    def _rejections(self) -> RejectionStore:
         route = self.repository.route
-        return RejectedRecord.objects.using(route.database).filter(service=route.service, resolved_at__lt=before)
-
-    def _rest_after(self, busy_s: float) -> None:
-        rest = timedelta(seconds=busy_s * (1 / self.busy_share - 1))
-        if rest > timedelta(0):
-            self.stop.wait(min(rest, _LONGEST_REST))
+        return RejectionStore(route.service, route.database)
 
     def _ago(self, length: timedelta) -> datetime:
         return self.repository.now() - length
-
-    def _in_own_transaction(self, work: Callable[[], T]) -> T:
-        """Do ``work`` and commit it; again when somebody else's locks were in the way."""
-        using = self.repository.route.database
-        failures = 0
-        while True:
-            try:
-                with own_transaction(using):
-                    return work()
-            except DatabaseError as error:
-                failures += 1
-                if failures >= _CONTENTION_LIMIT or kind_of(error, using) is not ErrorKind.CONFLICT:
-                    raise
-                logger.info(
-                    "pruning %s: a batch lost its locks and comes again: %s", self.repository.route.table, error
-                )
-                self.stop.wait(_CONTENTION_PAUSE)

@@ -37,24 +37,23 @@ class IdlePauses:
         if self._wake_ups is not None:
             self._wake_ups.close()
 
-    def start_over(self) -> None:
-        """Begin with the shortest again: there was work."""
-        self._next = self._shortest
-        self._was_woken = False
-
-    def take(self) -> timedelta:
-        """Return how long to rest now."""
+    def after(self, worked: bool) -> timedelta:
+        """Return how long to rest after a step; after one that worked not at all, and the next is the shortest."""
+        if worked:
+            self._next = self._shortest
+            self._was_woken = False
+            return timedelta(0)
         pause = self._next
         self._next = min(pause * 2, self._longest)
         return pause
 
-    def rest(self, length: timedelta, stop: StopFlag, *, is_outage: bool) -> None:
-        """Pause; a wake-up ends it, unless the database or the broker is unavailable.
+    def rest(self, length: timedelta, stop: StopFlag) -> None:
+        """Rest; a wake-up ends it.
 
         Wake-ups are for all relays of the service: after one that led to nothing, the next is not listened to for the
         shortest pause, so that what others publish costs this one no more than its polling does.
         """
-        if self._wake_ups is None or is_outage:
+        if self._wake_ups is None:
             stop.wait(length)
             return
         if self._was_woken:

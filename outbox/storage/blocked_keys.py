@@ -21,6 +21,7 @@ from django.db.models import QuerySet, Sum
 from outbox import lifecycle
 from outbox.lifecycle import Status
 from outbox.models import BlockedKey
+from outbox.storage.conditions import due
 from outbox.storage.dialects import id_list
 from outbox.storage.queries import BLOCKED_KEYS
 from outbox.storage.transitions import RowTransitions
@@ -134,7 +135,7 @@ class BlockedKeyRows(RowTransitions):
         other keys for it, their rows count as if they were its own: fewer are released at a time.
         """
         state = (
-            f"CASE WHEN status = %s OR next_retry_at IS NULL OR next_retry_at <= {self._sql.now} THEN {_READY}"
+            f"CASE WHEN status = %s OR {due(self._sql.now)} THEN {_READY}"
             f" WHEN retry_count = 0 AND interruptions = 0 THEN {_HELD} ELSE {_IN_BACK_OFF} END"
         )
         found = self._ask_each(

@@ -10,8 +10,9 @@ from typing import Any
 from outbox import lifecycle
 from outbox.lifecycle import Status
 from outbox.storage.blocked_keys import BlockedKeyRows
+from outbox.storage.conditions import due
 from outbox.storage.dialects import from_db, id_list, moment_of, to_db
-from outbox.storage.rows import Blocker, Failure, Identity, Locked, Predecessors
+from outbox.storage.rows import Blocker, Failure, Identity, Keyed, Locked, Predecessors
 from outbox.storage.transitions import columns, in_bytes
 
 
@@ -30,7 +31,7 @@ class ConsumerRows(BlockedKeyRows):
         now, length = self._sql.now, self._length_of("payload")
         found = self._fetch(
             "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
-            f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
+            f" {due(now)}, traceparent,"
             f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN {self._sql.bytes_of.format('payload')} END,"
             f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions, event_id"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
@@ -52,7 +53,7 @@ class ConsumerRows(BlockedKeyRows):
         )
         return {row[0]: Identity(*row[1:]) for row in found}
 
-    def predecessors(self, locked: Sequence[Locked]) -> Predecessors:
+    def predecessors(self, locked: Sequence[Keyed]) -> Predecessors:
         """Return, by key, the oldest unfinished row before the last of ``locked`` and not one of them.
 
         A dead row that parks its key counts as unfinished: its successors wait until a person decides.
@@ -147,7 +148,7 @@ class ConsumerRows(BlockedKeyRows):
         """Note the last attempt of a row and make it dead, unless that attempt is history by now."""
         return self._bury(row.id, failure, parks_key, failed_attempts=failed_attempts, also=_same_attempt(row))
 
-    def _oldest_unfinished(self, locked: Sequence[Locked], *, foreign_too: bool) -> tuple[list[int], list[int]]:
+    def _oldest_unfinished(self, locked: Sequence[Keyed], *, foreign_too: bool) -> tuple[list[int], list[int]]:
         """Return, one for each key that has any, the smallest unfinished id before the last of ``locked``; and notes.
 
         The second list are the ids of the notes of blocked keys.

@@ -9,11 +9,11 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from outbox import lifecycle
 from outbox.lifecycle import Status
 from outbox.models import BlockedKey
+from outbox.storage.conditions import BLOCKS_ITS_KEY, due, due_branches
 from outbox.storage.dialects import Dialect, id_list, placeholders
-from outbox.storage.rows import Locked
+from outbox.storage.rows import Keyed
 
 Search = tuple[str, list[Any]]
 BLOCKED_KEYS: Final = BlockedKey._meta.db_table
@@ -37,12 +37,8 @@ class Searches:
         scope = f"SELECT id, next_retry_at FROM {self.table} WHERE {conditions}"
         in_order = "ORDER BY next_retry_at, id LIMIT %s"
         if self.sql.nulls_first:
-            due = f"(next_retry_at IS NULL OR next_retry_at <= {self.sql.now})"
-            return f"{scope} AND {due} {in_order}", [*parameters, limit]
-        both = (
-            f"({scope} AND next_retry_at IS NULL {in_order}) UNION ALL"
-            f" ({scope} AND next_retry_at <= {self.sql.now} {in_order})"
-        )
+            return f"{scope} AND {due(self.sql.now)} {in_order}", [*parameters, limit]
+        both = " UNION ALL ".join(f"({scope} AND {branch} {in_order})" for branch in due_branches(self.sql.now))
         return (
             f"({both}) ORDER BY next_retry_at NULLS FIRST, id LIMIT %s",
             [*parameters, limit, *parameters, limit, limit],
@@ -54,11 +50,12 @@ class Searches:
         However many rows have one due time, as those of one replay do: the index is read from that row on.
         """
         conditions, parameters = self._in_shards(Status.PENDING, shards)
+        _, is_due = due_branches(self.sql.now)
         moment, last_id = after
         behind = [moment, last_id, moment][: self.sql.behind_row.count("%s")]
         statement = (
             f"SELECT id FROM {self.table}{self.sql.by_secondary_index} WHERE {conditions}"
-            f" AND next_retry_at <= {self.sql.now} AND {self.sql.behind_row} ORDER BY next_retry_at, id LIMIT %s"
+            f" AND {is_due} AND {self.sql.behind_row} ORDER BY next_retry_at, id LIMIT %s"
         )
         return statement, [*parameters, *behind, limit]
 
@@ -67,7 +64,7 @@ class Searches:
         conditions, parameters = self._in_shards(Status.PUBLISHED, shards)
         statement = (
             f"SELECT id FROM {self.table} WHERE {conditions}"
-            f" AND (next_retry_at IS NULL OR next_retry_at <= {self.sql.now})"
+            f" AND {due(self.sql.now)}"
             " AND COALESCE(published_at, updated_at) < %s ORDER BY next_retry_at, id LIMIT %s"
         )
         return statement, [*parameters, published_before, limit]
@@ -78,7 +75,7 @@ class Searches:
         statement = f"SELECT id FROM {self.table} WHERE {conditions} ORDER BY next_retry_at, id LIMIT %s"
         return statement, [*parameters, limit]
 
-    def oldest_unfinished(self, service: str, locked: Sequence[Locked], *, foreign_too: bool) -> Search:
+    def oldest_unfinished(self, service: str, locked: Sequence[Keyed], *, foreign_too: bool) -> Search:
         """Return the search for (key, id): the smallest unfinished and parking ids before the last of ``locked``.
 
         It finds the notes of blocked keys, too: no key, and the note's id below 0, as a note's key may be of another
@@ -102,14 +99,10 @@ class Searches:
             parameters += self.foreign_types
         each_key = self.sql.grouped.format("message_key")
         oldest = f"SELECT message_key, MIN(id + 0) FROM {self.table} WHERE {scope} AND"
-        statement = (
-            f"{oldest} status IN (%s, %s) GROUP BY {each_key}"
-            f" UNION ALL {oldest} status = %s AND parks_key = %s GROUP BY {each_key}"
-            f" UNION ALL SELECT '', -id FROM {BLOCKED_KEYS}"
-            f" WHERE service = %s AND message_key IN ({placeholders(keys)})"
-        )
-        values = [*parameters, *lifecycle.UNFINISHED, *parameters, Status.DEAD, True, service, *keys]
-        return statement, values
+        branches = [f"{oldest} {blocks} GROUP BY {each_key}" for blocks, _ in BLOCKS_ITS_KEY]
+        notes = f"SELECT '', -id FROM {BLOCKED_KEYS} WHERE service = %s AND message_key IN ({placeholders(keys)})"
+        values = [each for _, values in BLOCKS_ITS_KEY for each in (*parameters, *values)]
+        return " UNION ALL ".join([*branches, notes]), [*values, service, *keys]
 
     def _in_shards(self, status: Status, shards: Collection[int] | None) -> Search:
         conditions, parameters = "status = %s", [status.value]

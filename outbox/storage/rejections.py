@@ -5,20 +5,25 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 import msgspec
-from django.db.models import F
+from django.db.models import Count as Aggregate
+from django.db.models import F, QuerySet
 
 from outbox.brokers.base import IncomingRecord
 from outbox.fields import UtcNow
 from outbox.models import RejectedRecord
 from outbox.storage.chunks import chunks
+from outbox.storage.rows import Pruned
+from outbox.storage.status_rows import COUNT_CAP, Count, open_and_closed
 
 KEY_MAX_BYTES: Final = 4 * 1024
 VALUE_MAX_BYTES: Final = 64 * 1024
 HEADERS_MAX_LENGTH: Final = 16 * 1024
 """What is kept of a record: enough for telling whose it is. Anybody may write to a topic, and as much as it takes."""
+_GROUPS_SHOWN: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,16 @@ class Rejection:
 
     record: IncomingRecord
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class OtherInstallation:
+    """Another installation whose records came to the service's topic, until a person resolves its rejected record."""
+
+    installation: str
+    records: int
+    """How many came, some of them more than once."""
+    last_received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +92,40 @@ class RejectionStore:
             .filter(service=self.service, id__in=ids, resolved_at=None)
             .update(resolved_at=UtcNow(), resolved_by=by[:150])
         )
+
+    def count_open(self, *, cap: int = COUNT_CAP) -> Count:
+        """Count what no person has resolved yet among the ``cap`` * 2 newest."""
+        newest = self._all.order_by("-service", "-id").values("resolved_at")[: cap * 2]
+        found = newest.aggregate(all=Aggregate("*"), resolved=Aggregate("resolved_at"))
+        return open_and_closed(found["all"], found["all"] - found["resolved"], cap)[0]
+
+    def other_installations(self, *, topic: str) -> tuple[OtherInstallation, ...]:
+        """Return whose records came, until a person resolves them, the last one first.
+
+        The topic narrows the search to them, whatever else was rejected.
+        """
+        groups = self._all.filter(topic=topic, installation__isnull=False, resolved_at=None)
+        found = groups.values_list("installation", "records", "last_received_at", "received_at")[:_GROUPS_SHOWN]
+        others = (OtherInstallation(name or "", records, last or first) for name, records, last, first in found)
+        return tuple(sorted(others, key=lambda each: each.last_received_at, reverse=True))
+
+    def count_resolved(self, *, before: datetime) -> int:
+        """Count what ``prune`` would delete."""
+        return self._resolved(before).count()
+
+    def prune(self, *, resolved_before: datetime, after_id: int, limit: int) -> Pruned:
+        """Delete up to ``limit`` of those behind ``after_id`` that a person resolved before a moment, oldest first."""
+        found = self._resolved(resolved_before).filter(id__gt=after_id).order_by("id")
+        ids = list(found.values_list("id", flat=True)[:limit])
+        deleted = RejectedRecord.objects.using(self.using).filter(id__in=ids).delete()[0]
+        return Pruned(deleted, ids[-1] if len(ids) == limit else None)
+
+    def _resolved(self, before: datetime) -> QuerySet[RejectedRecord]:
+        return self._all.filter(resolved_at__lt=before)
+
+    @property
+    def _all(self) -> QuerySet[RejectedRecord]:
+        return RejectedRecord.objects.using(self.using).filter(service=self.service)
 
     def _row(self, rejection: Rejection) -> RejectedRecord:
         record = rejection.record

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -37,6 +37,16 @@ class NewRow:
                 reason=f"{self.event_id[:32]!r}… has {len(self.event_id)} characters or holds a NUL; at most "
                 f"{EVENT_ID_MAX_LENGTH} are allowed, and no NUL",
             )
+
+
+class Keyed(Protocol):
+    """A row as the search for what goes before it needs it."""
+
+    @property
+    def id(self) -> int: ...
+
+    @property
+    def message_key(self) -> str: ...
 
 
 class Due(msgspec.Struct, frozen=True, gc=False):

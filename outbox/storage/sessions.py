@@ -22,6 +22,7 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 LOCK_WAIT: Final = timedelta(seconds=1)
+_END: Final = {"mysql": "KILL %s", "postgresql": "SELECT pg_terminate_backend(%s)"}
 
 
 @dataclass(slots=True)
@@ -118,6 +119,42 @@ def close_incomplete(connection: BaseDatabaseWrapper) -> None:
     has_autocommit = connection.autocommit == connection.settings_dict["AUTOCOMMIT"]
     if not has_autocommit or _made.get(connection) is not connection.connection:
         connection.close()
+
+
+def ping(connection: BaseDatabaseWrapper) -> None:
+    """Ask the database for an answer over ``connection``.
+
+    :raises DatabaseError: there is none.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def bound_sqlite_wait(connection: BaseDatabaseWrapper, wait: timedelta) -> None:
+    """Bound how long a session of SQLite waits for the writer's lock."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"PRAGMA busy_timeout = {_milliseconds(wait)}")
+
+
+def end_session(connection: BaseDatabaseWrapper, session_id: int) -> None:
+    """Have the server end the session that it calls ``session_id``, over ``connection``, which is another one's."""
+    with connection.cursor() as cursor:
+        cursor.execute(_END[connection.vendor], [session_id])
+
+
+def make_savepoint(connection: BaseDatabaseWrapper, name: str) -> None:
+    """Make a savepoint that Django knows nothing of."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SAVEPOINT {name}")
+
+
+def release_savepoint(connection: BaseDatabaseWrapper, name: str) -> None:
+    """Release it.
+
+    :raises DatabaseError: it is not there any more: the transaction that it was made in has ended.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(f"RELEASE SAVEPOINT {name}")
 
 
 def _see_new_session(*, connection: BaseDatabaseWrapper, **_: Any) -> None:

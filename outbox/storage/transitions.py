@@ -17,6 +17,7 @@ from django.db import connections
 from outbox import lifecycle
 from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status, Transition
+from outbox.storage.conditions import due
 from outbox.storage.dialects import Dialect, dialect_of, from_db, id_list, placeholders, storable
 from outbox.storage.queries import Searches
 from outbox.storage.rows import Failure
@@ -24,8 +25,8 @@ from outbox.storage.sessions import own_transaction
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 TRACEBACK_MAX_LENGTH: Final = 100_000
-AS_CLAIMED: Final = "(next_retry_at IS NULL OR next_retry_at <= %s)"
-"""Whoever put a row back after a claim made it due later than that claim."""
+AS_CLAIMED: Final = due("%s")
+"""It was due at the claim already: whoever put a row back after a claim made it due later than that claim."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,14 +28,16 @@ from outbox.coordination.heartbeat import Heartbeat
 from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases, new_worker_id
 from outbox.coordination.shutdown import StopFlag
 from outbox.coordination.wakeups import open_wake_ups
+from outbox.coordination.worker_loop import WorkerLoop
 from outbox.declarations.contracts import contracts
 from outbox.declarations.handlers import handlers
 from outbox.declarations.routes import ServiceRoute
-from outbox.exceptions import BrokerUnavailableError, ConfigurationError, TopicNotReadyError
+from outbox.exceptions import ConfigurationError, TopicNotReadyError
 from outbox.registry.catalog import relay_hints, repository_of, route_registry, wake_up_place
 from outbox.registry.policies import EventPolicies
 from outbox.relay.confirmations import Hand, OtherHands, OwnHand
-from outbox.relay.loop import Relay, RelayTotals
+from outbox.relay.in_flight import RelayTotals
+from outbox.relay.loop import Relay
 from outbox.storage.rejections import RejectionStore
 from outbox.storage.sessions import bound_sessions
 from outbox.workers import embedded
@@ -43,6 +45,9 @@ from outbox.workers.threads import WorkerRun, run_together
 
 _LET_GO_S: Final = 5.0
 """How long a process that ends over a handler may take to say that its other consumers are not to blame."""
+
+
+_TOPICS_PAUSE: Final = timedelta(milliseconds=250)
 
 
 def routes_of(services: Sequence[str]) -> list[ServiceRoute]:
@@ -205,18 +210,18 @@ def wait_for_topics(
 
     :raises TopicNotReadyError: the broker answers, and a topic is still not there after ``timeout``.
     """
-    backoff = ConnectionBackoff(",".join(route.service for route in routes), "start")
+    ready: list[TopicState] = []
+    if not routes:
+        return ready
     deadline: float | None = None
-    while not stop.is_set:
-        try:
-            states = broker.create_topics(routes) if create else broker.topics(routes)
-        except BrokerUnavailableError as error:
-            stop.wait(backoff.record_failure("broker", error))
-            continue
-        backoff.record_success()
+
+    def step() -> bool:
+        nonlocal ready, deadline
+        states = broker.create_topics(routes) if create else broker.topics(routes)
         missing = [state for state in states if not state.exists or state.problem]
         if not missing:
-            return states
+            ready = states
+            return False
         deadline = deadline or time.monotonic() + timeout.total_seconds()
         if time.monotonic() >= deadline:
             named = ", ".join(f"{state.topic}: {state.problem or 'does not exist'}" for state in missing)
@@ -224,8 +229,16 @@ def wait_for_topics(
                 f"not ready after {timeout.total_seconds():.0f} s: {named}. Create it with `manage.py outbox_topics "
                 f"--create`, or start the worker with --create-topics."
             )
-        stop.wait(timedelta(milliseconds=250))
-    return []
+        return True
+
+    WorkerLoop(
+        step=step,
+        using=routes[0].database,
+        backoff=ConnectionBackoff(",".join(route.service for route in routes), "start"),
+        pause=lambda _: _TOPICS_PAUSE,
+        is_drained=lambda: True,
+    ).run(stop)
+    return ready
 
 
 def _hand_for(route: ServiceRoute) -> Hand:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from django.db.utils import DatabaseError, InterfaceError
 
 from outbox.conf import outbox_settings
+from outbox.coordination.heartbeat import Heartbeat
 from outbox.coordination.leases import CONSUMER, Presence, ShardLeases, new_worker_id
 from outbox.declarations.routes import ServiceRoute
 from outbox.fields import SHARD_COUNT
@@ -20,10 +21,11 @@ logger = get_logger(__name__)
 
 
 class LeasedRows:
-    """The published rows of ``repository`` in the shards that ``leases`` hold."""
+    """The published rows of ``repository`` in the shards that ``leases`` hold, kept by ``heartbeat`` meanwhile."""
 
-    def __init__(self, repository: OutboxRepository, leases: ShardLeases) -> None:
-        self._repository, self._leases = repository, leases
+    def __init__(self, repository: OutboxRepository, leases: ShardLeases, heartbeat: Heartbeat) -> None:
+        self._repository, self._leases, self._heartbeat = repository, leases, heartbeat
+        heartbeat.start()
 
     @property
     def assignments(self) -> Mapping[int, int]:
@@ -39,6 +41,7 @@ class LeasedRows:
 
     def close(self) -> None:
         """Give the shards back; without the database, leave them to run out."""
+        self._heartbeat.close(deregister=False)
         try:
             self._leases.release()
         except (DatabaseError, InterfaceError) as error:
@@ -56,5 +59,6 @@ def open_rows(route: ServiceRoute) -> LeasedRows:
         using=route.database,
         ttl=timedelta(seconds=options.ttl_seconds),
     )
-    leases = ShardLeases(presence, heartbeat=timedelta(seconds=options.heartbeat_seconds), clock=time.monotonic)
-    return LeasedRows(repository_of(route.service), leases)
+    interval = timedelta(seconds=options.heartbeat_seconds)
+    leases = ShardLeases(presence, heartbeat=interval, clock=time.monotonic)
+    return LeasedRows(repository_of(route.service), leases, Heartbeat(presence, interval=interval, renew=leases.renew))

@@ -84,7 +84,7 @@ def test_statements_of_a_batch_that_waits_do_not_depend_on_its_size(alias: str, 
         consumer.handle(records)
 
     statements = [query["sql"] for query in captured if query["sql"].split()[0] not in {"BEGIN", "COMMIT"}]
-    # lock, look for predecessors, read the one found, ask the clock, put back; for the note of the key: count, write, sum
+    # lock, look for predecessors, read the one found, ask the clock, put back; to note the key: count, write, sum
     assert len(statements) == 8, statements
     assert consumer.totals.waited == size
 

@@ -13,10 +13,10 @@ from outbox import Discard, signals
 from outbox.brokers.base import IncomingRecord
 from outbox.consumer.loop import Consumer
 from outbox.coordination.heartbeat import NullHeartbeat
-from outbox.coordination.leases import Switches
 from outbox.exceptions import BrokerUnavailableError, LostSubscriptionError
 from outbox.lifecycle import Status
 from outbox.models import ServiceSwitch, Worker
+from outbox.storage.pause_flags import Switches
 from outbox.wire.tracing import current_traceparent
 from tests import factories
 from tests.consumers import Scripted, deliver, published, subscribing
@@ -142,6 +142,22 @@ def test_fault_of_the_library_is_raised_where_a_person_waits_for_the_end(
     consumer.handle = wrong  # type: ignore[method-assign]
     with pytest.raises(DatabaseError):
         consumer.run(stop, is_drained=lambda: True)
+
+
+def test_consumer_that_cannot_begin_leaves_nothing_open(alias: str, toys: Toys, stop: RecordingStop) -> None:
+    class Unstartable(NullHeartbeat):
+        closed = False
+
+        def start(self) -> None:
+            raise RuntimeError("can't start new thread")
+
+        def close(self, *, deregister: bool = True) -> None:
+            self.closed = True
+
+    heartbeat = Unstartable()
+    with pytest.raises(RuntimeError):
+        factories.consumer(alias, toys, heartbeat=heartbeat, subscribe=subscribing()).run(stop)
+    assert heartbeat.closed
 
 
 def test_paused_consumer_receives_nothing_until_it_is_let_go_on(alias: str, toys: Toys) -> None:

@@ -2,23 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
 
 from outbox.brokers.table import TableBroker
 from outbox.consumer.loop import Consumer
+from outbox.declarations.routes import ServiceRoute
+from outbox.models import Worker
 from outbox.relay.loop import Relay
 from outbox.workers import embedded
 from tests import factories
+from tests.conftest import Configure
 from tests.factories import make_due, rows, status_counts, statuses
 from tests.relays import MakeRelay, step_until_idle
 from tests.toys import BULK, Toys, effect_ids
+from tests.waiting import wait_until
+
+OpenRows = Callable[[ServiceRoute], embedded.LeasedRows]
 
 
 @pytest.fixture
-def embedded_broker() -> TableBroker:
-    return TableBroker(open_rows=embedded.open_rows)
+def open_rows(alias: str) -> Iterator[OpenRows]:
+    """Return what opens a member's rows; they are closed after the test, with their heartbeats."""
+    opened: list[embedded.LeasedRows] = []
+
+    def open_one(route: ServiceRoute) -> embedded.LeasedRows:
+        opened.append(embedded.open_rows(route))
+        return opened[-1]
+
+    yield open_one
+    for each in opened:
+        each.close()
+
+
+@pytest.fixture
+def embedded_broker(open_rows: OpenRows) -> TableBroker:
+    return TableBroker(open_rows=open_rows)
 
 
 def through(relay: Relay, consumer: Consumer, alias: str, *, rounds: int = 30) -> None:
@@ -54,11 +75,11 @@ def test_embedded_broker_brings_every_event_to_its_end_in_order(
 
 
 def test_embedded_consumers_share_the_shards(
-    alias: str, embedded_broker: TableBroker, make_relay: MakeRelay, toys: Toys
+    alias: str, embedded_broker: TableBroker, open_rows: OpenRows, make_relay: MakeRelay
 ) -> None:
     ids = rows(alias, 60, key=lambda number: f"key-{number}")
     step_until_idle(make_relay(broker=embedded_broker))
-    subscriptions = [embedded.open_rows(factories.repository().route) for _ in range(2)]
+    subscriptions = [open_rows(factories.repository().route) for _ in range(2)]
     for _ in range(2):
         for subscription in subscriptions:
             subscription._leases.refresh()
@@ -71,6 +92,20 @@ def test_embedded_consumers_share_the_shards(
     subscriptions[0].close()
     subscriptions[1]._leases.refresh()
     assert {row[0] for row in subscriptions[1].fetch(100)} == set(ids)
+
+
+def test_member_is_seen_on_a_timer_while_it_fetches_nothing(
+    alias: str, open_rows: OpenRows, configure: Configure
+) -> None:
+    configure(LEASES={"HEARTBEAT_SECONDS": 0.05})
+    member = open_rows(factories.repository().route)
+    member.fetch(1)
+    first = Worker.objects.using(alias).get(role="consumer-shards").seen_at
+
+    wait_until(lambda: Worker.objects.using(alias).get(role="consumer-shards").seen_at > first)
+
+    member.close()
+    assert not Worker.objects.using(alias).exists()
 
 
 def test_embedded_broker_reads_what_is_published_until_its_consumer_has_moved_it(

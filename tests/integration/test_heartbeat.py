@@ -13,12 +13,18 @@ from typing import Any
 import pytest
 from django.db import DatabaseError, OperationalError, connections, transaction
 
+from outbox.brokers.memory import MemoryBroker
 from outbox.coordination.heartbeat import Heartbeat, NullHeartbeat
-from outbox.coordination.leases import CONSUMER, RELAY, Presence, Switches
+from outbox.coordination.leases import CONSUMER, RELAY, Presence, ShardLeases
+from outbox.coordination.shutdown import StopFlag
+from outbox.fields import SHARD_COUNT
 from outbox.models import ServiceSwitch, Worker
+from outbox.storage.pause_flags import Switches
+from tests import factories
 from tests.factories import database_now
 from tests.proxied import proxied
-from tests.toys import SERVICE
+from tests.threads import Threads
+from tests.toys import SERVICE, RecordingStop, Toys
 from tests.transactions import connection_id_of, held_elsewhere, second_connection
 from tests.waiting import wait_until
 
@@ -67,29 +73,62 @@ def test_row_is_renewed_and_switches_follow_while_the_worker_is_at_work(alias: s
     wait_until(lambda: started.switches.consumer_paused)
 
 
-def test_heartbeat_has_nothing_to_do_while_the_loop_beats_itself_and_takes_over_when_it_is_late(alias: str) -> None:
-    beats: list[int] = []
+def test_relay_beats_on_a_timer_and_not_with_its_steps(alias: str, toys: Toys) -> None:
+    """However often it looks at its leases, and however seldom."""
+    beats: list[tuple[int, float]] = []
 
     class _Counted(Presence):
         def beat(self) -> Switches:
-            beats.append(threading.get_ident())
+            beats.append((threading.get_ident(), time.monotonic()))
             return super().beat()
 
+    interval_s = 0.5
     presence = _Counted(service=SERVICE, role=RELAY, worker_id=WORKER, using=alias, ttl=timedelta(seconds=60))
-    started = Heartbeat(presence, interval=timedelta(seconds=1), answer_timeout=ANSWER)
-    started.start()
+    leases = ShardLeases(presence, heartbeat=timedelta(0), clock=time.monotonic)
+    relay = factories.relay(
+        alias,
+        MemoryBroker(),
+        toys,
+        time.monotonic,
+        worker_leases=leases,
+        heartbeat=Heartbeat(presence, interval=timedelta(seconds=interval_s), renew=leases.renew),
+        poll_interval_ms=5,
+        max_poll_interval_ms=5,
+    )
+    stop, threads = StopFlag(), Threads()
+    own = threads.start(lambda: relay.run(stop))
     try:
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            presence.beat()
-            threading.Event().wait(0.02)
-        others = [each for each in beats if each != threading.get_ident()]
-        assert len(others) == 1, "the first one, at its start"
-
-        wait_until(lambda: beats[-1] != threading.get_ident())
-        assert _row(alias).worker_id == WORKER
+        wait_until(lambda: len(beats) >= 5, timeout=60)
+        assert leases.held == frozenset(range(SHARD_COUNT))
     finally:
-        started.close()
+        stop.set()
+        wait_until(threads.are_all_over, timeout=60)
+    threads.check_no_errors()
+    assert own.ident not in {thread for thread, _ in beats}
+    assert min(later - earlier for (_, earlier), (_, later) in pairwise(beats)) >= interval_s
+
+
+def test_paused_relay_sends_nothing_though_its_first_beat_was_lost(
+    alias: str, toys: Toys, broker: MemoryBroker, stop: RecordingStop
+) -> None:
+    """The database comes back between the start and the first step: what a person has set is asked for before it."""
+    ServiceSwitch.objects.using(alias).create(service=SERVICE, relay_paused=True)
+    factories.rows(alias, 3)
+    losses = iter([OperationalError("disk I/O error")])
+
+    class _LostOnce(Presence):
+        def beat(self) -> Switches:
+            for loss in losses:
+                raise loss
+            return super().beat()
+
+    presence = _LostOnce(service=SERVICE, role=RELAY, worker_id=WORKER, using=alias, ttl=timedelta(seconds=60))
+    leases = ShardLeases(presence, heartbeat=timedelta(seconds=2), clock=time.monotonic)
+    beating = Heartbeat(presence, interval=RARE, answer_timeout=ANSWER)
+    relay = factories.relay(alias, broker, toys, time.monotonic, worker_leases=leases, heartbeat=beating)
+
+    assert relay.run(stop, once=True).published == 0
+    assert beating.switches.relay_paused
 
 
 def test_heartbeat_alone_keeps_its_interval(alias: str) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import OperationalError, connections, transaction
+from django.db import DataError, OperationalError, connections, transaction
 
 from agent_events.notification.deliverer import OpenTransactionError
 from agent_events.notification.models import NotificationRecord
@@ -18,7 +18,7 @@ from agent_events.notification.webhooks import Webhook
 from outbox.coordination.shutdown import StopFlag
 from tests.notifications import LEASE, change, channels, claim, deliverer, get, make, make_due, one, outcome, statuses
 from tests.threads import together
-from tests.toys import ManualClock
+from tests.toys import ManualClock, RecordingStop
 from tests.webhooks import TOKEN, Exchange, WebhookServer, answer, hang, webhook_server
 
 pytestmark = pytest.mark.usefixtures("emptied_notifications")
@@ -272,6 +272,46 @@ def test_outage_while_one_result_is_written_loses_no_other_of_the_batch(alias: s
     assert (away.failed, totals.sent, totals.skipped, totals.lost) == (1, 2, 1, 0)
     assert [outcome(alias, each)[:2] for each in ids] == [("skipped", 0), ("sent", 1), ("sent", 1)]
     assert len(server.received) == 2
+
+
+def test_result_that_cannot_be_written_holds_up_no_other(
+    alias: str, server: WebhookServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The record comes again when its lease runs out, and no more often than it has attempts."""
+    refused, *others = make(alias, 3)
+    for user_id in (1, 2, 3):
+        channels(alias).save(user_id, webhook=server.url())
+    made, stop = deliverer(alias), RecordingStop()
+    settle, wait = made._records.settle, stop.wait
+
+    def refuse_one(record_id: int, **kwargs: Any) -> Any:
+        if record_id == refused:
+            raise DataError("Incorrect string value")
+        return settle(record_id, **kwargs)
+
+    def stop_when_idle(pause: timedelta, **_: Any) -> bool:
+        if [outcome(alias, each)[0] for each in others] == ["sent", "sent"]:
+            stop.set()
+        return wait(pause)
+
+    made._records.settle = refuse_one  # type: ignore[method-assign]
+    stop.wait = stop_when_idle  # type: ignore[method-assign]
+    made.run(stop)
+
+    assert made.totals.sent == 2
+    assert outcome(alias, refused)[:2] == ("sending", 1)
+    assert f"notification {refused}: its result cannot be written and is dropped" in caplog.text
+    assert "delivery failed, retrying: service=notification" in caplog.text
+
+    make_due(alias)
+    with pytest.raises(DataError):
+        made.run(StopFlag(), once=True)
+
+
+@pytest.mark.parametrize("once", [True, False])
+def test_deliverer_does_not_begin_inside_a_transaction(alias: str, once: bool) -> None:
+    with transaction.atomic(using=alias), pytest.raises(OpenTransactionError):
+        deliverer(alias).run(RecordingStop(), once=once)
 
 
 def test_error_in_the_code_is_on_the_record_and_stops_nobody(alias: str, server: WebhookServer) -> None:

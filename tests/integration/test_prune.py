@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from io import StringIO
 from typing import Any
@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 from django.core.management import call_command
 from django.core.management.base import CommandError
-from django.db import connections, transaction
+from django.db import ProgrammingError, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
 from agent_events.agent.models import AgentOutboxMessage
-from outbox.coordination.database_errors import ErrorKind
+from outbox import signals
 from outbox.coordination.shutdown import StopFlag
 from outbox.fields import UtcNow
 from outbox.models import RejectedRecord
-from outbox.operations import pruning
 from outbox.operations.pruning import Pruning
 from outbox.storage.repository import OutboxRepository
 from tests import factories
 from tests.toys import ManualClock, RecordingStop, Toys
+from tests.transactions import deadlock_of, kill_own_connection
 from tests.waiting import wait_until
 
 WEEK = timedelta(days=7)
@@ -163,15 +163,11 @@ def test_young_rows_are_not_read_to_the_end(alias: str, stop: StopFlag) -> None:
     assert len(windows) == 2
 
 
-def test_batch_that_lost_its_locks_is_done_again(alias: str, stop: StopFlag, monkeypatch: pytest.MonkeyPatch) -> None:
-    from django.db import OperationalError
-
+def test_batch_that_lost_its_locks_is_done_again(
+    alias: str, stop: RecordingStop, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old(alias, 15)
-    contention = {"mysql": (1213, "Deadlock found"), "sqlite": ("database is locked",)}
-    vendor = connections[alias].vendor
-    failures = iter([OperationalError(*contention.get(vendor, ("deadlock",))) for _ in range(3)])
-    if vendor == "postgresql":
-        monkeypatch.setattr(pruning, "kind_of", lambda error, using: ErrorKind.CONFLICT)
+    failures = iter([deadlock_of(alias) for _ in range(3)])
     whole = OutboxRepository.prune
 
     def fail_at_times(self: OutboxRepository, **arguments: Any) -> Any:
@@ -180,10 +176,46 @@ def test_batch_that_lost_its_locks_is_done_again(alias: str, stop: StopFlag, mon
             raise error
         return step
 
-    monkeypatch.setattr(pruning, "_CONTENTION_PAUSE", timedelta(0))
     monkeypatch.setattr(OutboxRepository, "prune", fail_at_times)
     assert pruning_of_agent(stop).consumed(older_than=WEEK) == 15
     assert factories.statuses(alias) == {}
+    assert stop.pauses == sorted(stop.pauses)
+    assert len(stop.pauses) == 3, "each failure is followed by a pause"
+
+
+@pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)
+@pytest.mark.parametrize("moment", ["before the batch", "before its commit"])
+def test_connection_that_breaks_makes_it_wait_and_no_row_is_passed_over(
+    alias: str, stop: RecordingStop, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    old(alias, 25)
+    whole, told = OutboxRepository.prune, list[int]()
+
+    def prune(self: OutboxRepository, **arguments: Any) -> Any:
+        is_second = arguments["after_id"] > 0 and not stop.pauses
+        if is_second and moment == "before the batch":
+            kill_own_connection(alias)
+        step = whole(self, **arguments)
+        if is_second:
+            kill_own_connection(alias)
+        return step
+
+    monkeypatch.setattr(OutboxRepository, "prune", prune)
+    assert pruning_of_agent(stop, told=told).consumed(older_than=WEEK) == 25
+    assert factories.statuses(alias) == {}
+    assert told == [10, 20, 25]
+    assert len(stop.pauses) == 1
+
+
+def test_statement_that_the_database_refuses_ends_it(
+    alias: str, stop: StopFlag, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_args: Any, **_kwargs: Any) -> Any:
+        raise ProgrammingError(1054, "Unknown column")
+
+    monkeypatch.setattr(OutboxRepository, "prune", wrong)
+    with pytest.raises(ProgrammingError):
+        pruning_of_agent(stop).consumed(older_than=WEEK)
 
 
 # --- beside others -----------------------------------------------------------------------------------------------
@@ -216,17 +248,16 @@ def test_locked_rows_are_passed_over(alias: str, stop: StopFlag) -> None:
 
 
 @pytest.fixture
-def contention(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Collect how often a batch of pruning lost its locks."""
+def contention() -> Iterator[list[str]]:
+    """Collect what held up a batch of pruning."""
     noted: list[str] = []
-    original = pruning.logger.info
 
-    def note(text: str, *arguments: Any) -> None:
-        noted.append(text % arguments)
-        original(text, *arguments)
+    def note(sender: str, error: str, **_: Any) -> None:
+        noted.append(error)
 
-    monkeypatch.setattr(pruning.logger, "info", note)
-    return noted
+    signals.outage.connect(note)
+    yield noted
+    signals.outage.disconnect(note)
 
 
 @pytest.mark.parametrize("database_alias", ["mariadb", "mysql", "postgres"], indirect=True)

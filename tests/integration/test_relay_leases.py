@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.db import connections
 
 from outbox.brokers.base import OutgoingRecord, SendReport
 from outbox.brokers.memory import MemoryBroker
@@ -199,23 +200,22 @@ def test_share_of_a_crashed_worker_is_free_when_its_lease_runs_out(alias: str, c
     assert stays.refresh() == frozenset(range(SHARD_COUNT))
 
 
-def test_shard_that_another_takes_in_the_same_moment_is_not_held_twice(
-    alias: str, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shard_that_another_takes_in_the_same_moment_is_not_held_twice(alias: str, clock: ManualClock) -> None:
     first, slow, quick = (factories.leases(alias, clock) for _ in range(3))
     first.refresh()
     first.release()
-    real, calls = slow._leases, []
+    overtaken: list[str] = []
 
-    def overtaken() -> Any:
-        calls.append(len(calls))
-        if len(calls) == 4:  # it has looked at what is free, and is about to take it
+    def overtake(execute: Any, sql: str, *rest: Any) -> Any:
+        if sql.startswith("UPDATE") and " IN (" in sql and not overtaken:  # it has looked at what is free, and takes it
+            overtaken.append(sql)
             quick.refresh()
-        return real()
+        return execute(sql, *rest)
 
-    monkeypatch.setattr(slow, "_leases", overtaken)
-    slow.refresh()
+    with connections[alias].execute_wrapper(overtake):
+        slow.refresh()
 
+    assert overtaken
     assert len(quick.held) == SHARD_COUNT // 2
     assert not slow.held & quick.held
     assert slow.held | quick.held == frozenset(range(SHARD_COUNT))

@@ -17,9 +17,10 @@ from agent_events.agent.models import AgentOutboxMessage
 from agent_events.task.models import TaskOutboxMessage
 from outbox.brokers.memory import MemoryBroker
 from outbox.contrib.shared_table.relocation import Rehoming
-from outbox.management.status_report import is_stalled
-from outbox.operations.statistics import oldest_due_age, service_status
+from outbox.declarations.routes import ServiceRoute
+from outbox.operations.statistics import service_status
 from outbox.registry.catalog import route_registry
+from outbox.storage.status_rows import StatusRows
 from tests import factories
 from tests.relays import MakeRelay, step_until_idle
 from tests.toys import Toys, effect_ids
@@ -102,7 +103,7 @@ def test_commands_and_figures_pass_over_it(alias: str, column: str, value: str |
     pending = factories.row(alias, due_in=-MINUTE)
     write(alias, pending, column, value)
     service_status(route, registry, ttl=MINUTE)
-    age = oldest_due_age(route)
+    age = StatusRows(route).oldest_due_age()
     assert age is not None
     assert age <= 2 * MINUTE
 
@@ -129,17 +130,21 @@ def test_row_of_another_service_moves_to_its_owner(alias: str, column: str, valu
         assert abs(row.created_at - moved[0].created_at) < MINUTE
 
 
+def is_stalled(route: ServiceRoute, *, longer_than: timedelta) -> bool:
+    return StatusRows(route).is_stalled(longer_than=longer_than, redeliver_after=5 * MINUTE)
+
+
 @each_due_time
 @pytest.mark.parametrize("status", ["pending", "published"])
 def test_row_without_a_due_time_is_stalled_after_the_usual_time(alias: str, value: str | None, status: str) -> None:
     route = route_registry().catalog.route("agent")
     row_id = factories.row(alias, status=status)
     write(alias, row_id, "next_retry_at", value)
-    assert not is_stalled(route, (), longer_than=5 * MINUTE)
+    assert not is_stalled(route, longer_than=5 * MINUTE)
     then = factories.database_now(alias) - 6 * MINUTE
     factories.change(alias, row_id, updated_at=then, published_at=then if status == "published" else None)
-    assert is_stalled(route, (), longer_than=5 * MINUTE)
-    assert not is_stalled(route, (), longer_than=7 * MINUTE)
+    assert is_stalled(route, longer_than=5 * MINUTE)
+    assert not is_stalled(route, longer_than=7 * MINUTE)
 
 
 @each_due_time

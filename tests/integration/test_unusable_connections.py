@@ -258,7 +258,7 @@ def test_relay_whose_statements_are_killed_sends_everything_in_order_and_keeps_i
     try:
         for _ in range(60):
             killer.aim(connection_id_of(alias))
-            relay._try_step(once=False)
+            relay.loop().turn()
             killer.aim(0)
             connections[alias].close()
             clock.advance(1)

@@ -6,7 +6,6 @@ import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 
 from django.db import transaction
 
@@ -161,7 +160,7 @@ class World:
             self.publish([self.reserved.pop(self.chance.randrange(len(self.reserved)))])
 
     def relay_step(self) -> None:
-        self.chance.choice(self.relays)._try_step(once=True)
+        self.chance.choice(self.relays).loop(once=True).turn()
 
     def consumer_step(self) -> None:
         self.step_of(self.chance.choice(self.consumers))
@@ -315,8 +314,8 @@ class World:
             self.act(self.let_pauses_end)
             self.act(self.time_passes_for_what_is_stuck)
             for relay in self.relays:
-                self.act(partial(relay._try_step, once=True))
-                self.act(partial(relay._try_step, once=True))
+                self.act(relay.loop(once=True).turn)
+                self.act(relay.loop(once=True).turn)
             for row_id in sorted(self.parked):
                 self.act(lambda row_id=row_id: self.decide(row_id))
             self.act(self.drain)

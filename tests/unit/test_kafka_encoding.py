@@ -24,7 +24,7 @@ from kafka.record.memory_records import MemoryRecords
 
 from outbox.brokers.base import OutgoingRecord
 from outbox.brokers.kafka import encoding
-from outbox.brokers.kafka.producer import _Entry, _Link
+from outbox.brokers.kafka.producer_link import Entry, Link
 
 TOPIC = "outbox.toys"
 MS = 1_700_000_000_000
@@ -271,11 +271,11 @@ def test_oversize_record_is_refused_as_send_refuses_it(
 
 def test_oversize_record_is_refused_and_its_neighbours_are_taken() -> None:
     entries = [
-        _Entry(OutgoingRecord(number, TOPIC, "k", b"v" * size, (("name", b"header"),)))
+        Entry(OutgoingRecord(number, TOPIC, "k", b"v" * size, (("name", b"header"),)))
         for number, size in enumerate([10, 5_000, 10])
     ]
     with producer(max_request_size=1_000) as client:
-        _Link(client).hand_over(entries, {})
+        Link(client).hand_over(entries, {})
         assert [bool(entry.refusal) for entry in entries] == [False, True, False]
         assert "MessageSizeTooLargeError" in entries[1].refusal
         assert [entry.future is not None for entry in entries] == [True, False, True]

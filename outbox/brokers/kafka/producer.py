@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -31,9 +29,9 @@ from kafka.errors import (
 )
 
 from outbox.brokers.base import OutgoingRecord, Refusal, SendReport
-from outbox.brokers.kafka.client import ClientFactory, abandon, describe
+from outbox.brokers.kafka.client import ClientFactory, abandon
 from outbox.brokers.kafka.private import close_client
-from outbox.brokers.kafka.ways import Writer, writer
+from outbox.brokers.kafka.producer_link import Entry, Link, SentBatch, refusal_of
 from outbox.exceptions import BrokerError, BrokerUnavailableError, ConfigurationError
 
 BATCH_BYTES: Final = 512 * 1024
@@ -47,93 +45,12 @@ DELIVERY_TIMEOUT_MS: Final = 25_000
 _RECORD_AT_FAULT: Final = (CorruptRecordError, InvalidRecordError, MessageSizeTooLargeError, RecordListTooLargeError)
 
 
-@dataclass(slots=True)
-class _Entry:
-    """One record and what is known of it; with neither flag nor text it is on its way."""
-
-    record: OutgoingRecord
-    future: Any = None
-    acknowledged: bool = False
-    refusal: str = ""
-    trouble: str = ""
-
-    @property
-    def is_open(self) -> bool:
-        return not (self.acknowledged or self.refusal or self.trouble)
-
-    def look(self) -> BaseException | None:
-        """Take over what the client says; return its error, which is not yet a verdict."""
-        if self.is_open and self.future is not None and self.future.is_done:
-            if self.future.exception is not None:
-                error: BaseException = self.future.exception
-                return error
-            self.acknowledged = True
-        return None
-
-
-@dataclass(slots=True)
-class _Link:
-    """One client from its making to its end, with the batches that went through it."""
-
-    client: Any
-    batches: deque[_Batch] = field(default_factory=deque)
-    known_topics: set[str] = field(default_factory=set)
-    _writer: Writer = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._writer = writer(self.client)
-
-    def missing(self, topics: Iterable[str]) -> dict[str, str]:
-        """Return the topics that cannot be sent to now, and why. Waits for the brokers' answer, within a bound."""
-        found: dict[str, str] = {}
-        for topic in sorted(set(topics) - self.known_topics):
-            try:
-                self.client.partitions_for(topic)
-            except KafkaError as error:
-                found[topic] = _no_topic(topic, error)
-            else:
-                self.known_topics.add(topic)
-        return found
-
-    def hand_over(self, entries: Iterable[_Entry], missing: dict[str, str]) -> None:
-        """Give ``entries`` to the client; note those that it does not take."""
-        with self._writer.batch():
-            for entry in entries:
-                topic = entry.record.topic
-                if topic in missing:
-                    entry.trouble = missing[topic]
-                    continue
-                try:
-                    entry.future = self._send(entry.record)
-                except (MessageSizeTooLargeError, TypeError, UnicodeError) as error:
-                    entry.refusal = _refusal(entry.record, error)
-                except (KafkaError, ValueError) as error:
-                    self.known_topics.discard(topic)
-                    entry.trouble = missing[topic] = _no_topic(topic, error)
-
-    def forget_finished(self) -> None:
-        while self.batches and self.batches[0].is_finished:
-            self.batches.popleft()
-
-    def _send(self, record: OutgoingRecord) -> Any:
-        # Brokers refuse records from the future (``message.timestamp.after.max.ms``, an hour), and by the clock of this
-        # process a relay on a machine whose clock is wrong could send nothing, and nobody would take over from it.
-        timestamp_ms = None if record.sent_at is None else int(record.sent_at.timestamp() * 1000)
-        return self._writer.write(
-            record.topic,
-            key=record.key.encode(),
-            value=record.value,
-            headers=record.headers,
-            timestamp_ms=timestamp_ms,
-        )
-
-
-class _Batch:
+class _Batch(SentBatch):
     """A ``PendingSend``."""
 
-    def __init__(self, producer: KafkaRecordProducer, link: _Link, records: Sequence[OutgoingRecord]) -> None:
+    def __init__(self, producer: KafkaRecordProducer, link: Link, records: Sequence[OutgoingRecord]) -> None:
+        super().__init__(records, trouble=producer.trouble)
         self.link = link
-        self.entries = [_Entry(record) for record in records]
         self._producer = producer
 
     def report(self, timeout: timedelta) -> SendReport:
@@ -149,36 +66,6 @@ class _Batch:
             outage="; ".join(dict.fromkeys(entry.trouble for entry in unanswered)),
         )
 
-    def wait(self, deadline: float) -> None:
-        """Wait until the client has answered for every record, or ``deadline``."""
-        for entry in self.entries:
-            future = entry.future
-            if future is None or future.is_done:
-                continue
-            remaining_s = deadline - time.monotonic()
-            if remaining_s <= 0:
-                return
-            try:
-                future.get(timeout=remaining_s)
-            except KafkaError:
-                continue  # looked at when all are there
-
-    def look(self) -> list[BaseException]:
-        """Take over the client's answers; return its errors."""
-        return [error for entry in self.entries if (error := entry.look()) is not None]
-
-    @property
-    def is_finished(self) -> bool:
-        self.look()
-        return not any(entry.is_open for entry in self.entries)
-
-    def give_up(self, reason: str) -> None:
-        """Have what is still open sent again by the caller; the client's own error says more than ``reason``."""
-        for entry in self.entries:
-            error = entry.look()
-            if entry.is_open:
-                entry.trouble = reason if error is None else self._producer.trouble(error)
-
 
 class KafkaRecordProducer:
     """A ``Producer``. Its client is replaced when it fails; threads share it."""
@@ -189,7 +76,7 @@ class KafkaRecordProducer:
         self._where = f"Kafka at {clients.servers}"
         self._lock = threading.Lock()
         """Held to connect, to hand over and to settle a failed client: so records keep their order through all that."""
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._failure: tuple[float, BrokerUnavailableError] | None = None
         self._closed = False
         self._live_link()
@@ -241,7 +128,7 @@ class KafkaRecordProducer:
 
     # --- the client ----------------------------------------------------------------------------------------------
 
-    def _live_link(self) -> _Link:
+    def _live_link(self) -> Link:
         asked_at = time.monotonic()
         with self._lock:
             if self._closed:
@@ -251,7 +138,7 @@ class KafkaRecordProducer:
             if self._failure is not None and self._failure[0] >= asked_at:
                 raise self._failure[1]  # another thread has just tried while this one waited
             try:
-                self._link = _Link(self._connect())
+                self._link = Link(self._connect())
             except BrokerUnavailableError as error:
                 self._failure = (time.monotonic(), error)
                 raise
@@ -268,7 +155,7 @@ class KafkaRecordProducer:
         }
         return self._clients.producer(defaults, client_id=self._client_id, fixed={"acks": "all", **fixed})
 
-    def _drop(self, link: _Link, reason: str) -> None:
+    def _drop(self, link: Link, reason: str) -> None:
         """Throw the client away; what it has not answered for is sent again by the caller."""
         self._link = None
         for batch in link.batches:
@@ -277,7 +164,7 @@ class KafkaRecordProducer:
 
     # --- the second look -----------------------------------------------------------------------------------------
 
-    def _second_look(self, link: _Link, deadline: float) -> None:
+    def _second_look(self, link: Link, deadline: float) -> None:
         """Find out, record by record, what a client that failed for good could not say."""
         self._link = None
         abandon(link.client, patience_seconds=self._clients.options.request_timeout_seconds)
@@ -295,28 +182,20 @@ class KafkaRecordProducer:
             for entry in entries:
                 entry.trouble = str(error)
             return
-        judge = _Link(client)
+        judge = Link(client)
         judge.hand_over(entries, judge.missing({entry.record.topic for entry in entries}))
         for entry in entries:
             self._judge(entry, deadline)
         abandon(client, patience_seconds=self._clients.options.request_timeout_seconds)
 
-    def _judge(self, entry: _Entry, deadline: float) -> None:
+    def _judge(self, entry: Entry, deadline: float) -> None:
         if not entry.is_open:
             return
         try:
             entry.future.get(timeout=max(0.0, deadline - time.monotonic()))
         except _RECORD_AT_FAULT as error:
-            entry.refusal = _refusal(entry.record, error)
+            entry.refusal = refusal_of(entry.record, error)
         except KafkaError as error:
             entry.trouble = self.trouble(error)
         else:
             entry.acknowledged = True
-
-
-def _refusal(record: OutgoingRecord, error: BaseException) -> str:
-    return f"{describe(error)} (value of {len(record.value):,} bytes, topic {record.topic!r})"
-
-
-def _no_topic(topic: str, error: BaseException) -> str:
-    return f"no partitions of topic {topic!r} are known: it does not exist, or the brokers are away ({describe(error)})"

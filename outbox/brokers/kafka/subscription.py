@@ -1,8 +1,6 @@
 """One member of a consumer group: a thread of its own polls, so that the caller may take all the time it needs.
 
-The thread keeps the membership, reads ahead within bounds, and begins afresh when the client is beyond help. Commits go
-from the caller's thread straight to the client's I/O thread, so they get through while the poll thread waits in the
-middle of a rebalance for exactly them.
+The thread keeps the membership, reads ahead within bounds, and begins afresh when the client is beyond help.
 """
 
 from __future__ import annotations
@@ -13,16 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Final
 
-from kafka.errors import (
-    CommitFailedError,
-    IllegalGenerationError,
-    KafkaError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
-)
+from kafka.errors import KafkaError
 
 from outbox.brokers.base import IncomingRecord
 from outbox.brokers.kafka.client import ClientFactory, describe
+from outbox.brokers.kafka.commits import OffsetCommits
 from outbox.brokers.kafka.group import GroupMember
 from outbox.brokers.kafka.ledger import Ledger
 from outbox.declarations.routes import ServiceRoute
@@ -32,22 +25,12 @@ from outbox.log_text import get_logger
 logger = get_logger(__name__)
 
 _FULL_PAUSE_S: Final = 0.1
-_COMMIT_PAUSE_S: Final = 0.05
-_POSITIONS_EVERY_S: Final = 0.5
 _PROBE_AFTER_S: Final = 2.0
 _PROBE_TIMEOUT_S: Final = 2.0
 _RETRY_PAUSE_S: Final = 1.0
 _BEGIN_AFRESH_AFTER_S: Final = 60.0
 _CLOSE_TIMEOUT_S: Final = 8.0
 """What a member may take to leave and to end its thread, and some."""
-
-_MEMBERSHIP_IN_FLUX: Final = (
-    CommitFailedError,
-    IllegalGenerationError,
-    RebalanceInProgressError,
-    UnknownMemberIdError,
-)
-"""The group is being put together anew; who owns what is known in a moment."""
 
 
 class KafkaSubscription:
@@ -66,9 +49,10 @@ class KafkaSubscription:
         self._closing = False
         self._outage = ""
         self._away_since: float | None = None
-        self._commit_failed = False
         self._heard_at = time.monotonic()
-        self._asked_positions_at = 0.0
+        self._commits = OffsetCommits(
+            clients, route.group, ledger=self._ledger, changed=self._changed, member=lambda: self._member
+        )
         self._member: GroupMember | None = self._connect()
         self._thread = threading.Thread(target=self._run, name=f"outbox-kafka-poll-{client_id}", daemon=True)
         self._thread.start()
@@ -95,13 +79,7 @@ class KafkaSubscription:
     def commit(self, records: Sequence[IncomingRecord]) -> None:
         with self._changed:
             self._ledger.mark_done(records)
-        deadline = time.monotonic() + self._commit_timeout_s
-        try:
-            self._settle(deadline)
-        except BrokerUnavailableError:
-            with self._changed:
-                self._commit_failed = True  # the poll thread makes up for it
-            raise
+        self._commits.commit(timeout_s=self._commit_timeout_s)
 
     def hand_back(self, records: Sequence[IncomingRecord]) -> None:
         with self._changed:
@@ -122,71 +100,6 @@ class KafkaSubscription:
     @property
     def _is_over(self) -> bool:
         return self._closing or not self._thread.is_alive()
-
-    # --- commits -------------------------------------------------------------------------------------------------
-
-    def _settle(self, deadline: float) -> None:
-        """Commit what is owed, as far as its partitions stay with this member.
-
-        :raises BrokerUnavailableError: not by ``deadline``.
-        """
-        while True:
-            with self._changed:
-                owed = self._ledger.owed
-                member = self._member
-            if not owed:
-                return
-            remaining_s = deadline - time.monotonic()
-            error: BaseException | str = "the group did not settle in time"
-            if remaining_s > 0 and member is not None:
-                try:
-                    member.commit(owed, timeout_s=remaining_s)
-                except _MEMBERSHIP_IN_FLUX as flux:
-                    error = flux
-                except (KafkaError, RuntimeError, OSError) as failed:  # RuntimeError: closed under our hands
-                    raise self._clients.unavailable("cannot commit", failed) from failed
-                else:
-                    with self._changed:
-                        self._ledger.mark_committed(owed)
-                        self._changed.notify_all()
-                    return
-            if time.monotonic() >= deadline:
-                raise self._clients.unavailable("cannot commit", error)
-            with self._changed:
-                self._changed.wait(_COMMIT_PAUSE_S)
-
-    def _make_up_for_commit(self) -> None:
-        """Commit what the caller was told is not committed: it may have nothing more to commit after it."""
-        try:
-            self._settle(time.monotonic() + _PROBE_TIMEOUT_S)
-        except BrokerUnavailableError as error:
-            logger.debug("Kafka group %s: a commit is still owed: %s", self._route.group, error)
-        else:
-            self._commit_failed = False
-
-    def _commit_positions(self, member: GroupMember) -> None:
-        """Commit where the client stands in partitions of which every record that it read is done and committed.
-
-        Behind the last record there may be what is given to nobody, markers of transactions above all. Without this
-        the group would never be at the end of such a partition.
-        """
-        if (now := time.monotonic()) - self._asked_positions_at < _POSITIONS_EVERY_S:
-            return
-        self._asked_positions_at = now
-        with self._changed:
-            settled = self._ledger.settled
-        positions = member.positions(settled)
-        with self._changed:
-            passed = self._ledger.passed(positions, since=settled)
-        if not passed:
-            return
-        try:
-            member.commit(passed, timeout_s=_PROBE_TIMEOUT_S)
-        except (KafkaError, RuntimeError, OSError) as error:
-            logger.debug("Kafka group %s: a position is not committed: %s", self._route.group, error)
-        else:
-            with self._changed:
-                self._ledger.mark_committed(passed)
 
     # --- the poll thread -----------------------------------------------------------------------------------------
 
@@ -228,9 +141,8 @@ class KafkaSubscription:
             self._stand_by(member)
         if self._outage:
             return
-        if self._commit_failed:
-            self._make_up_for_commit()
-        self._commit_positions(member)
+        self._commits.make_up()
+        self._commits.commit_positions(member)
 
     def _read_ahead(self, member: GroupMember, room: int, room_bytes: int) -> None:
         found = member.read(min(room, 500), max_bytes=room_bytes)

@@ -9,11 +9,10 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from outbox.conf import outbox_settings
-from outbox.fields import from_now
 from outbox.management.command import OutboxCommand
 from outbox.management.reporting import explain_errors, explain_outage, explain_refusal, table
-from outbox.models import Worker
 from outbox.storage.installations import installation_id, renew_installation_id
+from outbox.storage.worker_rows import workers_seen
 from outbox.workers.build import routes_of
 
 
@@ -43,11 +42,11 @@ class Command(OutboxCommand):
 
 def _refuse_beside_workers(databases: dict[str, list[str]]) -> None:
     """End while a worker runs: it would go on with the id that it read when it started."""
-    since = from_now(-timedelta(seconds=outbox_settings().leases.ttl_seconds))
+    ttl = timedelta(seconds=outbox_settings().leases.ttl_seconds)
     alive = [
         f"{each.role} of {each.service} ({each.host}:{each.pid})"
         for using in databases
-        for each in Worker.objects.using(using).filter(seen_at__gt=since)[:10]
+        for each in workers_seen(using, within=ttl)[:10]
     ]
     if alive:
         raise CommandError(f"these workers run, and know the old id: {', '.join(alive)}. Stop them, then renew it")

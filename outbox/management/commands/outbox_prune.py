@@ -17,7 +17,8 @@ class Command(OutboxCommand):
     help = (
         "Delete consumed events that are older than a given time, of the named services or of all. Events that are "
         "not consumed, and dead ones, stay. Works in small transactions beside running workers; SIGTERM finishes the "
-        "batch in hand, and the next run goes on. Exit code: 0 done or stopped, 1 an error."
+        "batch in hand, and the next run goes on. An outage between two batches is waited out. Exit code: 0 done or "
+        "stopped, 1 an error."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:

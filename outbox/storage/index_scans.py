@@ -15,16 +15,15 @@ from typing import Any, Final
 
 from django.db import connections
 
-from outbox.admin.paging import LATE, Found, Gap, Position, Slice
+from outbox.storage.conditions import FIRST_MOMENT
 from outbox.storage.dialects import dialect_of, from_db, moment_of, to_db
+from outbox.storage.positions import LATE, Found, Gap, Position, Slice
 
 WINDOW: Final = 10_000
 """Rows that one scan looks at when it has filters. Looking one up costs some microseconds."""
 
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 _NEVER: Final = datetime.max.replace(tzinfo=UTC)
-_FIRST_MOMENT: Final = "'1000-01-01'"
-"""The first that MySQL's columns hold; below are its zero dates, which it takes for no parameter."""
 _LAST_MOMENT: Final = "'9999-12-30'"
 """The last that every driver has a datetime for; above is PostgreSQL's infinity, which it takes for no parameter."""
 _ZERO: Final = ""
@@ -85,11 +84,11 @@ class IndexScan:
         """Cut the scan by what its rows have for a moment: databases disagree where NULL sorts, or what a time is."""
         if self.moment is None:
             return [(self, gap)]
-        dated = Condition(self.moment, f"BETWEEN {_FIRST_MOMENT} AND {_LAST_MOMENT}")
+        dated = Condition(self.moment, f"BETWEEN {FIRST_MOMENT} AND {_LAST_MOMENT}")
         segments = [
             replace(self, where=(*self.where, Condition(self.moment, f"> {_LAST_MOMENT}")), by_id=LATE),
             replace(self, where=(*self.where, dated)),
-            replace(self, where=(*self.where, Condition(self.moment, f"< {_FIRST_MOMENT}")), by_id=_ZERO),
+            replace(self, where=(*self.where, Condition(self.moment, f"< {FIRST_MOMENT}")), by_id=_ZERO),
             replace(self, where=(*self.where, Condition(self.moment, "IS NULL"))),
         ]
         if gap is None:

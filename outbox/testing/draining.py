@@ -1,24 +1,4 @@
-"""Helpers for the tests of a project that publishes and handles events.
-
-What was published, and that the right events were::
-
-    def test_order_tells_the_warehouse(self):
-        with captured_events() as events:
-            place_order(order)
-        self.assertEqual(events, [("order.placed", OrderPlaced(order_id="7"))])
-
-What the handlers make of it, at once and in this process, without Kafka and without a worker::
-
-    def test_warehouse_reserves(self):
-        place_order(order)
-        drain()
-        self.assertTrue(Reservation.objects.filter(order_id="7").exists())
-
-Both work inside the transaction of Django's ``TestCase``, as they look at rows on the test's own connection. ``drain``
-carries events through relay and consumer as they run for real, over a broker in memory; the configured broker is not
-touched. An event that fails waits for its next attempt: ``drain(ignore_backoff=True)`` brings it at once, until it
-succeeds or is dead. A test that wants no dead event says ``drain(raise_on_dead=True)``.
-"""
+"""Relay and consumer worked by hand, on the test's own thread and connection, over a broker in memory."""
 
 from __future__ import annotations
 
@@ -27,29 +7,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final, NamedTuple, TypeVar, overload
-
-import msgspec
-from django.db.models import QuerySet
+from typing import Final
 
 from outbox import signals
 from outbox.brokers.memory import MemoryBroker
 from outbox.conf import outbox_settings
 from outbox.consumer.watchdog import Watchdog
-from outbox.coordination.leases import ShardLeases, Switches
+from outbox.coordination.leases import ShardLeases
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
 from outbox.fields import SHARD_COUNT
-from outbox.lifecycle import Status
-from outbox.models import OutboxMessage
-from outbox.registry.catalog import repository_of, service_models
+from outbox.registry.catalog import repository_of
 from outbox.registry.policies import EventPolicies
 from outbox.relay.loop import Relay
-from outbox.wire.envelope import decode_envelope
+from outbox.storage.status_rows import StatusRows
 from outbox.workers.build import build_consumer, routes_of
-
-P = TypeVar("P", bound=msgspec.Struct)
 
 _AT_ONCE: Final = timedelta(0)
 _BATCH: Final = 500
@@ -57,96 +30,6 @@ _BATCH: Final = 500
 
 class DrainError(OutboxError, AssertionError):
     """``drain`` could not bring every event to a good end."""
-
-
-# --- what was published ------------------------------------------------------------------------------------------
-
-
-class CapturedEvent(NamedTuple):
-    """A published event; equal to the plain pair ``(event_type, payload)``."""
-
-    event_type: str
-    payload: msgspec.Struct
-
-
-class CapturedEvents(Sequence[CapturedEvent]):
-    """The events published since it was made: service by service, each in the order of publication.
-
-    It reads the outbox tables whenever it is looked at, so a publish that was rolled back is not among them; after the
-    end of its ``with`` block it stays as it was there.
-    """
-
-    def __init__(self, services: Sequence[str]) -> None:
-        self._routes = routes_of(services)
-        self._before = {route.service: _last_id(route) for route in self._routes}
-        self._kept: list[CapturedEvent] | None = None
-
-    def keep(self) -> None:
-        """Stay as it is now."""
-        self._kept = self._read()
-
-    def of(self, payload_type: type[P]) -> list[P]:
-        """Return the payloads of one contract."""
-        return [event.payload for event in self if isinstance(event.payload, payload_type)]
-
-    @property
-    def event_types(self) -> list[str]:
-        return [event.event_type for event in self]
-
-    @overload
-    def __getitem__(self, index: int) -> CapturedEvent: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[CapturedEvent]: ...
-    def __getitem__(self, index: int | slice) -> CapturedEvent | list[CapturedEvent]:
-        return self._events[index]
-
-    def __len__(self) -> int:
-        return len(self._events)
-
-    def __eq__(self, other: object) -> bool:
-        return self._events == (list(other) if isinstance(other, Sequence) else other)
-
-    __hash__ = None  # type: ignore[assignment]  # it changes
-
-    def __repr__(self) -> str:
-        return repr(self._events)
-
-    @property
-    def _events(self) -> list[CapturedEvent]:
-        return self._read() if self._kept is None else self._kept
-
-    def _read(self) -> list[CapturedEvent]:
-        return [
-            _captured(row)
-            for route in self._routes
-            for row in _rows(route).filter(pk__gt=self._before[route.service]).order_by("pk")
-        ]
-
-
-@contextmanager
-def captured_events(*services: str) -> Iterator[CapturedEvents]:
-    """Give the events that are published inside the block, of the named services or of all."""
-    events = CapturedEvents(services)
-    yield events
-    events.keep()
-
-
-def _captured(row: OutboxMessage) -> CapturedEvent:
-    envelope = decode_envelope(row.payload, outbox_id=row.pk, event_type=row.event_type)
-    contract = contracts.get(row.event_type)
-    return CapturedEvent(row.event_type, contract.decode(envelope.payload, version=envelope.event_version))
-
-
-def _last_id(route: ServiceRoute) -> int:
-    last = _rows(route).order_by("-pk").values_list("pk", flat=True).first()
-    return last or 0
-
-
-def _rows(route: ServiceRoute) -> QuerySet[OutboxMessage]:
-    return QuerySet(service_models()[route.service], using=route.database)
-
-
-# --- what becomes of it ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +85,6 @@ class _AllShards(ShardLeases):
     """Every shard, without asking: a test is alone with its database."""
 
     def __init__(self) -> None:
-        self.switches = Switches()
         self.held = frozenset(range(SHARD_COUNT))
 
     @property
@@ -251,11 +133,8 @@ class _Service:
 
     def hurry(self) -> bool:
         """Make rows in a back-off due; say whether there were any."""
-        route = self.repository.route
-        now = self.repository.now()
-        rows = _rows(route).filter(status=Status.PENDING, next_retry_at__gt=now)
-        ids = list(rows.exclude(event_type__in=self.repository.foreign_types).values_list("pk", flat=True))
-        return self.repository.wait(ids, until=now - timedelta(seconds=1)) > 0
+        ids = StatusRows(self.repository.route, self.repository.foreign_types).not_due()
+        return self.repository.wait(ids, until=self.repository.now() - timedelta(seconds=1)) > 0
 
 
 class _Workshop:
