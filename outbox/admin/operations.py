@@ -24,11 +24,10 @@ from outbox.admin.rendering import visible
 from outbox.coordination.database_errors import ErrorKind, kind_of
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
-from outbox.fields import UtcNow
+from outbox.fields import UtcNow, storable
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage, RejectedRecord, ServiceSwitch
 from outbox.registry.catalog import repository_of, service_models
-from outbox.storage.dialects import storable
 from outbox.storage.rejections import RejectionStore
 
 RELAY_PART: Final = "relay"
@@ -39,7 +38,7 @@ PARTS: Final = {RELAY_PART: "relay_paused", CONSUMER_PART: "consumer_paused"}
 
 
 class NotDoneError(OutboxError):
-    """Nothing was changed; the message tells the operator why."""
+    """Private to the admin. Nothing was changed; the message tells the operator why."""
 
 
 def replay(request: HttpRequest, service: str, ids: Sequence[int]) -> int:

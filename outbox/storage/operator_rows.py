@@ -8,8 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from outbox import lifecycle
+from outbox.fields import storable
 from outbox.lifecycle import Status
-from outbox.storage.dialects import id_list, moment_of, placeholders, storable
+from outbox.storage.dialects import id_list, moment_of, placeholders
 from outbox.storage.rows import Pruned
 from outbox.storage.transitions import RowTransitions
 
