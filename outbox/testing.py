@@ -39,7 +39,7 @@ from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.leases import ShardLeases, Switches
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
-from outbox.exceptions import OutboxError
+from outbox.exceptions import DrainError
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage
@@ -49,17 +49,12 @@ from outbox.relay.loop import Relay
 from outbox.wire.envelope import decode_envelope
 from outbox.workers.build import build_consumer, routes_of
 
+__all__ = ["CapturedEvent", "CapturedEvents", "DeadEvent", "DrainError", "Drained", "captured_events", "drain"]
+
 P = TypeVar("P", bound=msgspec.Struct)
 
 _AT_ONCE: Final = timedelta(0)
 _BATCH: Final = 500
-
-
-class DrainError(OutboxError, AssertionError):
-    """``drain`` could not bring every event to a good end."""
-
-
-# --- what was published ------------------------------------------------------------------------------------------
 
 
 class CapturedEvent(NamedTuple):
@@ -91,6 +86,7 @@ class CapturedEvents(Sequence[CapturedEvent]):
 
     @property
     def event_types(self) -> list[str]:
+        """Return the event type of each."""
         return [event.event_type for event in self]
 
     @overload
@@ -144,9 +140,6 @@ def _last_id(route: ServiceRoute) -> int:
 
 def _rows(route: ServiceRoute) -> QuerySet[OutboxMessage]:
     return QuerySet(service_models()[route.service], using=route.database)
-
-
-# --- what becomes of it ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,11 +50,11 @@ class Tools:
 
 
 class TooMuchAtOnce(Exception):  # noqa: N818 - not an error: the batch is cut
-    """The payloads of the batch are more than one transaction should hold."""
+    """Private to the consumer. The payloads of the batch are more than one transaction should hold."""
 
 
 class TransactionFailedError(Exception):
-    """A transaction came to nothing; ``call`` is the handler's call that it failed by.
+    """Private to the consumer. A transaction came to nothing; ``call`` is the handler's call that it failed by.
 
     ``is_handlers_doing``: a handler undid the transaction or moved its row, and which one shows when each is alone.
     """
