@@ -24,11 +24,9 @@ from agent_events.notification.policy import Answer, Outcome, Verdict, judge
 from agent_events.notification.preparation import Preparation, Request
 from agent_events.notification.records import Claimed, Exchange, NotificationRecords
 from agent_events.notification.sender import WebhookSender
-from outbox.coordination.connection_backoff import ConnectionBackoff
-from outbox.coordination.database_errors import ErrorKind, kind_of
-from outbox.coordination.shutdown import StopFlag
 from outbox.exceptions import OutboxError
 from outbox.log_text import get_logger
+from outbox.workers import ConnectionBackoff, ErrorKind, StopFlag, kind_of
 
 logger = get_logger(__name__)
 
