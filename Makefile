@@ -83,6 +83,10 @@ check-django: venv
 check-compose: venv
 	$(BIN)/python -m scripts.check_compose
 
+.PHONY: api-docs
+api-docs: python ## Write docs/api.md from the docstrings of what is public
+	@$(PYTHON) -m scripts.api_docs
+
 .PHONY: format
 format: venv ## Put the code into shape
 	$(BIN)/ruff check --fix .

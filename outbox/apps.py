@@ -1,9 +1,11 @@
-"""The Django app."""
+"""The Django app: ``INSTALLED_APPS`` names it ``outbox``."""
 
 from __future__ import annotations
 
 from django.apps import AppConfig
 from django.utils.module_loading import autodiscover_modules
+
+__all__ = ["OutboxConfig"]
 
 
 class OutboxConfig(AppConfig):

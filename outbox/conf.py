@@ -15,6 +15,8 @@ from django.core.signals import setting_changed
 from outbox.declarations.backoff import RetryPolicy
 from outbox.exceptions import ConfigurationError
 
+__all__ = ["OutboxSettings", "outbox_settings"]
+
 PositiveInt = Annotated[int, msgspec.Meta(gt=0, le=2_147_483_647)]
 """The largest is that of the columns that keep such a number."""
 Milliseconds = Annotated[int, msgspec.Meta(gt=0, le=86_400_000)]

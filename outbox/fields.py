@@ -10,6 +10,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.models import ExpressionWrapper
 from django.db.models.sql.compiler import SQLCompiler
 
+__all__ = ["KeyField", "MomentField", "ShardOf", "ShortTextField", "UtcNow", "from_now", "storable"]
+
 SHARD_COUNT: Final = 16
 """Keys hash to this many shards: the most relays (and table-broker consumers) that can share one service.
 
@@ -132,3 +134,11 @@ class ShortTextField(models.TextField):  # type: ignore[type-arg]  # not subscri
 
     def db_type(self, connection: BaseDatabaseWrapper) -> str | None:
         return "text" if connection.vendor == "mysql" else super().db_type(connection)
+
+
+def storable(text: str, max_length: int | None = None) -> str:
+    """Return ``text``, cut at ``max_length`` characters, in a form that every database takes.
+
+    PostgreSQL has no NUL and no encoding has half a surrogate pair; an exception's message may hold either.
+    """
+    return text[:max_length].encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")[:max_length]

@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+__all__ = ["OneLineFilter", "get_logger"]
+
 TEXT_MAX_LENGTH: Final = 2_000
 """Characters of one value in a log line, and of one line of a traceback."""
 

@@ -26,12 +26,17 @@ from outbox.fields import KeyField, MomentField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
 from outbox.wire.envelope import EVENT_ID_MAX_LENGTH
 
+__all__ = ["OutboxMessage", "ServiceRoute", "outbox_table", "service_route"]
+
 WORKER_PARTITIONS_MAX_LENGTH: Final = 2000
 INSTALLATION_MAX_LENGTH: Final = 64
 
 
 def service_route(service: str) -> ServiceRoute:
-    """Return the route of ``service``: its names by rule, overridden by ``OUTBOX['SERVICES']``."""
+    """Return the route of ``service``: its names by rule, overridden by ``OUTBOX['SERVICES']``.
+
+    :raises ConfigurationError: ``settings.OUTBOX`` is wrong, or a name that it gives or that follows is not allowed.
+    """
     configured = outbox_settings()
     options = configured.services.get(service, ServiceOptions())
     return ServiceRoute.by_rule(
@@ -56,9 +61,10 @@ def outbox_table(service: str) -> str:
 
 
 class OutboxMessage(models.Model):
-    """One event on its way. Written by ``outbox.storage`` only."""
+    """One event on its way. An app may read rows like any model's; ``publish``, workers and the admin write them."""
 
     service: ClassVar[str]
+    """The service that owns the table: lower-case words joined by ``-``, 64 characters at most."""
 
     id = models.BigAutoField(primary_key=True)
     event_type = KeyField(max_length=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -14,12 +15,14 @@ from django.db import connections
 from outbox.conf import on_settings_reset, outbox_settings
 from outbox.declarations.contracts import EventContract, contracts
 from outbox.declarations.routes import ServiceRoute
-from outbox.exceptions import PayloadTooLargeError, UnknownEventTypeError, WrongDatabaseError
+from outbox.exceptions import PayloadTooLargeError, UnknownEventTypeError, UnreadableError, WrongDatabaseError
 from outbox.registry.catalog import relay_hints, repository_of, route_registry
 from outbox.registry.policies import EventPolicies
 from outbox.storage.rows import NewRow
-from outbox.wire.envelope import Envelope, encode_envelope
-from outbox.wire.tracing import TraceparentSource, current_traceparent
+from outbox.wire.envelope import Envelope, decode_envelope, encode_envelope
+from outbox.wire.tracing import TraceparentSource, current_traceparent, traceparent
+
+__all__ = ["StoredEvent", "publish", "publish_many", "publishing_enabled", "stored_event", "traceparent"]
 
 
 def publish(event: msgspec.Struct, *, using: str | None = None) -> str:
@@ -57,8 +60,37 @@ def publish_many(events: Iterable[msgspec.Struct], *, using: str | None = None) 
 
 
 def publishing_enabled() -> bool:
-    """Say whether events are sent at all; publishers of what may be lost write nothing when they are not."""
+    """Say whether events are sent at all; publishers of what may be lost write nothing when they are not.
+
+    :raises ConfigurationError: ``settings.OUTBOX`` is wrong.
+    """
     return outbox_settings().enabled
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as its row holds it; ``payload`` is None where its contract cannot read it."""
+
+    event_id: str
+    aggregate_id: str
+    payload: msgspec.Struct | None
+
+
+def stored_event(service: str, *, outbox_id: int, event_type: str) -> StoredEvent:
+    """Read an event back from the outbox table of ``service``, as a receiver of ``outbox.signals`` may want to.
+
+    :raises UnknownServiceError: nobody declared the service.
+    :raises UnknownEventTypeError: nobody registered the event's type.
+    :raises EnvelopeError: the row is gone, or its payload column is not an envelope of ``event_type``.
+    """
+    contract = contracts.get(event_type)
+    stored = repository_of(service).payload_of(outbox_id)
+    envelope = decode_envelope(stored, outbox_id=outbox_id, event_type=event_type)
+    try:
+        payload = contract.decode(envelope.payload, version=envelope.event_version)
+    except UnreadableError:
+        payload = None
+    return StoredEvent(envelope.event_id, envelope.aggregate_id, payload)
 
 
 def encode_stored(contract: EventContract[Any], payload: bytes, *, event_id: str, aggregate_id: str) -> bytes:

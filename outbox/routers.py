@@ -12,6 +12,8 @@ from django.db.models import Model
 from outbox.models import service_route
 from outbox.registry.catalog import service_models
 
+__all__ = ["ServiceRouter"]
+
 
 class ServiceRouter:
     """Put it into ``DATABASE_ROUTERS`` where a service's route names another alias than ``default``."""

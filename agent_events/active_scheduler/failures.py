@@ -13,11 +13,10 @@ from django.db import transaction
 from agent_events.active_scheduler import triggers
 from agent_events.active_scheduler.events import ActiveScheduleTriggered
 from outbox import signals
-from outbox.declarations.contracts import contracts
-from outbox.exceptions import EnvelopeError, UnreadableError
+from outbox.exceptions import EnvelopeError
 from outbox.log_text import get_logger
-from outbox.registry.catalog import repository_of
-from outbox.wire.envelope import Envelope, decode_envelope
+from outbox.models import service_route
+from outbox.publishing import stored_event
 
 logger = get_logger(__name__)
 
@@ -43,25 +42,15 @@ def note_burial(sender: str, *, outbox_id: int, event_type: str, reason: str, **
 
 
 def _note(service: str, outbox_id: int, reason: str) -> None:
-    repository = repository_of(service)
-    using = repository.route.database
     try:
-        envelope = decode_envelope(repository.payload_of(outbox_id), outbox_id=outbox_id, event_type=_EVENT_TYPE)
+        stored = stored_event(service, outbox_id=outbox_id, event_type=_EVENT_TYPE)
     except EnvelopeError:
         logger.info("row %s of %s does not say which trigger it was", outbox_id, service)
         return
-    event = _event_of(envelope)
+    event = stored.payload if isinstance(stored.payload, ActiveScheduleTriggered) else None
+    using = service_route(service).database
     with transaction.atomic(using=using):
         if event is not None:
             # A row that the attempt made was rolled back with it.
             triggers.make(event, using=using)
-        triggers.note_failure(event.trigger_id if event else envelope.aggregate_id, reason, using=using)
-
-
-def _event_of(envelope: Envelope) -> ActiveScheduleTriggered | None:
-    try:
-        contract = contracts.get(_EVENT_TYPE)
-        event: ActiveScheduleTriggered = contract.decode(envelope.payload, version=envelope.event_version)
-    except UnreadableError:
-        return None
-    return event
+        triggers.note_failure(event.trigger_id if event else stored.aggregate_id, reason, using=using)

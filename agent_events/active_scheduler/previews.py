@@ -10,7 +10,7 @@ import msgspec
 from agent_events.active_scheduler.candidates import Candidate
 from agent_events.active_scheduler.events import ActiveScheduleTriggered
 from agent_events.active_scheduler.models import ActiveSchedulePreview, ActiveScheduleTrigger, TriggerStatus
-from outbox.storage.dialects import storable
+from outbox.fields import storable
 
 
 def existing(event: ActiveScheduleTriggered, *, using: str) -> ActiveSchedulePreview | None:

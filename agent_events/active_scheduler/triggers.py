@@ -11,8 +11,7 @@ from django.db.models import QuerySet
 
 from agent_events.active_scheduler.events import ActiveScheduleTriggered
 from agent_events.active_scheduler.models import FINAL_STATUSES, ActiveScheduleTrigger, TriggerStatus
-from outbox.fields import UtcNow
-from outbox.storage.dialects import storable
+from outbox.fields import UtcNow, storable
 
 LAST_ERROR_MAX_LENGTH: Final = 2000
 

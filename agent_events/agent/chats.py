@@ -9,7 +9,7 @@ from typing import Final
 
 from agent_events.agent.events import ChatHistoryPersistRequested, ChatTokenUsageAdjustRequested
 from agent_events.agent.models import AgentChat
-from agent_events.bulk import BulkInsert
+from outbox.bulk import BulkInsert
 
 _TABLE: Final = AgentChat._meta.db_table
 

@@ -8,8 +8,8 @@ from typing import Final
 from agent_events.agent.events import ChatHistoryPersistRequested
 from agent_events.agent.models import ChatHistory
 from agent_events.agent.repeats import without_repeats
-from agent_events.bulk import BulkInsert
 from outbox import Delivery
+from outbox.bulk import BulkInsert
 
 _INSERT: Final = BulkInsert(
     table=ChatHistory._meta.db_table,

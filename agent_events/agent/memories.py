@@ -11,7 +11,7 @@ from agent_events.agent.models import ChatHistory
 from agent_events.conf import smartflow_settings
 from agent_events.memory.events import memory_extract
 from outbox import Delivery, publish_many
-from outbox.wire.tracing import traceparent
+from outbox.publishing import traceparent
 
 _USER: Final = "user"
 

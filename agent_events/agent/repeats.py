@@ -8,8 +8,8 @@ from typing import Any, Final, TypeVar
 import msgspec
 from django.db.models import QuerySet
 
-from agent_events.bulk import MAX_ROWS
 from outbox import Delivery, Discard
+from outbox.bulk import MAX_ROWS
 
 P = TypeVar("P", bound=msgspec.Struct)
 

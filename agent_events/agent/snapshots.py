@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from agent_events.agent.models import AgentStateSnapshotRecord
-from agent_events.bulk import BulkInsert
+from outbox.bulk import BulkInsert
 
 _TABLE: Final = AgentStateSnapshotRecord._meta.db_table
 

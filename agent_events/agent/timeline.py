@@ -10,8 +10,8 @@ from django.db.models import Max, Q, QuerySet
 
 from agent_events.agent.events import AgentTimelinePersistRequested
 from agent_events.agent.models import AgentTimelineEvent
-from agent_events.bulk import BulkInsert
 from outbox import Retry
+from outbox.bulk import BulkInsert
 
 MAX_TRIES: Final = 3
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from agent_events.bulk import BulkInsert, ignoring_known
 from agent_events.memory.events import MemoryExtractRequested
 from agent_events.memory.models import MemoryJob
+from outbox.bulk import BulkInsert, ignoring_known
 
 MAX_RETRY: Final = 6
 

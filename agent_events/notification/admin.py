@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
-from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.utils.decorators import method_decorator
 from django.views.decorators.debug import sensitive_post_parameters
@@ -17,9 +17,7 @@ from agent_events.notification.forms import ChannelForm
 from agent_events.notification.lifecycle import REQUEUE
 from agent_events.notification.models import NotificationOutboxMessage, NotificationRecord, UserNotificationChannel
 from agent_events.notification.records import FEISHU
-from outbox.admin import OutboxMessageAdmin, RecordAdmin
-from outbox.admin.access import demand, may_operate
-from outbox.admin.row_ids import read_row_id
+from outbox.admin import OutboxMessageAdmin, RecordAdmin, may_operate
 
 if TYPE_CHECKING:
     ChannelBase = admin.ModelAdmin[UserNotificationChannel]
@@ -40,6 +38,7 @@ class NotificationRecordAdmin(RecordAdmin):
     filter_columns = ("status", "user_id")
     payload_columns = ("summary_text", "fallback_text", "request_json", "response_text")
     error_columns = ("last_error",)
+    record_template = "notification_record.html"
 
     def get_urls(self) -> list[URLPattern]:
         again = self.admin_site.admin_view(require_POST(self.again_view))
@@ -48,22 +47,15 @@ class NotificationRecordAdmin(RecordAdmin):
             *super().get_urls(),
         ]
 
-    def page(self, request: HttpRequest, template: str, **context: Any) -> TemplateResponse:
-        """Show one record with what can be done about it; the list is as everywhere."""
-        return super().page(request, "notification_record.html" if template == "record.html" else template, **context)
-
-    def change_view(
-        self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
-    ) -> HttpResponse:
-        """Show one record."""
-        key = read_row_id(object_id)
-        can_go_again = self.get_queryset(request).filter(pk=key, status__in=REQUEUE.sources).exists()
-        context = {"again_url": self.url("again", key) if can_go_again and may_operate(request) else ""}
-        return super().change_view(request, object_id, form_url, {**(extra_context or {}), **context})
+    def record_context(self, request: HttpRequest, record: Any) -> dict[str, Any]:
+        """Return what can be done about a record."""
+        can_go_again = record.status in REQUEUE.sources and may_operate(request)
+        return {"again_url": self.url("again", record.pk) if can_go_again else ""}
 
     def again_view(self, request: HttpRequest, record_id: int) -> HttpResponse:
         """Put a dead or skipped record back to pending, with all attempts before it."""
-        demand(self.has_view_permission(request) and may_operate(request))
+        if not (self.has_view_permission(request) and may_operate(request)):
+            raise PermissionDenied
         if build_records().requeue([record_id]):
             self.log_change(request, self.get_queryset(request).get(pk=record_id), "Delivered again")
             self.message_user(request, "The notification is delivered again.", messages.SUCCESS)

@@ -9,12 +9,12 @@ from typing import Any, Final
 from django.db import transaction
 from django.views.decorators.debug import sensitive_variables
 
-from agent_events.bulk import BulkInsert, ignoring_known
 from agent_events.notification.masking import mask, mask_webhook
 from agent_events.notification.models import UserNotificationChannel
 from agent_events.notification.records import FEISHU
 from agent_events.notification.sealing import Sealer
 from agent_events.notification.webhooks import check_token, parse_webhook
+from outbox.bulk import BulkInsert, ignoring_known
 from outbox.fields import UtcNow
 
 _MAKE: Final = BulkInsert(

@@ -24,11 +24,9 @@ from agent_events.notification.policy import Answer, Outcome, Verdict, judge
 from agent_events.notification.preparation import Preparation, Request
 from agent_events.notification.records import Claimed, Exchange, NotificationRecords
 from agent_events.notification.sender import WebhookSender
-from outbox.coordination.connection_backoff import ConnectionBackoff, is_fault
-from outbox.coordination.shutdown import StopFlag
-from outbox.coordination.worker_loop import WorkerLoop
 from outbox.exceptions import OutboxError
 from outbox.log_text import get_logger
+from outbox.workers import ConnectionBackoff, StopFlag, WorkerLoop, is_fault
 
 logger = get_logger(__name__)
 

@@ -14,12 +14,12 @@ from typing import Any, Final
 from django.db import transaction
 from django.db.models import F, Q, QuerySet
 
-from agent_events.bulk import BulkInsert, ignoring_known
 from agent_events.notification import lifecycle
 from agent_events.notification.events import FeishuNotificationRequested
 from agent_events.notification.lifecycle import Status, Transition
 from agent_events.notification.models import NotificationRecord
 from agent_events.notification.policy import Verdict, next_step
+from outbox.bulk import BulkInsert, ignoring_known
 from outbox.fields import UtcNow, from_now
 
 FEISHU: Final = "feishu"

@@ -7,10 +7,9 @@ its other tables with ``RecordAdmin``.
 
 from __future__ import annotations
 
-from outbox.admin.dead import DeadEventAdmin
+from outbox.admin import dead, rejected, routes  # noqa: F401 - registers their pages
+from outbox.admin.access import may_operate
 from outbox.admin.messages import OutboxMessageAdmin
 from outbox.admin.records import RecordAdmin
-from outbox.admin.rejected import RejectedRecordAdmin
-from outbox.admin.routes import RouteAdmin
 
-__all__ = ["DeadEventAdmin", "OutboxMessageAdmin", "RecordAdmin", "RejectedRecordAdmin", "RouteAdmin"]
+__all__ = ["OutboxMessageAdmin", "RecordAdmin", "may_operate"]

@@ -23,10 +23,10 @@ from outbox.admin.rendering import visible
 from outbox.coordination.database_errors import ErrorKind, kind_of
 from outbox.declarations.routes import ServiceRoute
 from outbox.exceptions import OutboxError
+from outbox.fields import storable
 from outbox.lifecycle import Status
 from outbox.models import OutboxMessage, RejectedRecord, ServiceSwitch
 from outbox.registry.catalog import repository_of, service_models
-from outbox.storage.dialects import storable
 from outbox.storage.pause_flags import REASON_MAX_LENGTH, set_paused
 from outbox.storage.querysets import rows_of
 from outbox.storage.rejections import RejectionStore
@@ -37,7 +37,7 @@ PARTS: Final = {RELAY_PART: "relay_paused", CONSUMER_PART: "consumer_paused"}
 
 
 class NotDoneError(OutboxError):
-    """Nothing was changed; the message tells the operator why."""
+    """Private to the admin. Nothing was changed; the message tells the operator why."""
 
 
 def replay(request: HttpRequest, service: str, ids: Sequence[int]) -> int:

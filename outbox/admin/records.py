@@ -64,6 +64,8 @@ class RecordAdmin(ReadOnlyAdmin):
     """Columns that only holders of ``outbox.view_outbox_payload`` see; a list loads none of them."""
     error_columns: ClassVar[Sequence[str]] = ()
     """Short columns that may quote what an event carried: only these people see them, in a list too."""
+    record_template: ClassVar[str] = "record.html"
+    """The page of one row, below ``admin/outbox/`` of an app's templates; it extends the usual one."""
 
     @property
     def using(self) -> str:
@@ -127,13 +129,18 @@ class RecordAdmin(ReadOnlyAdmin):
             return HttpResponseRedirect(self.url("changelist"))
         return self.page(
             request,
-            "record.html",
+            self.record_template,
             title=visible(str(row)),
             plural=self._plural,
             facts=self._facts(request, row),
             large=[_large(row, name, self._label(name)) for name in self.payload_columns],
+            **self.record_context(request, row),
             **(extra_context or {}),
         )
+
+    def record_context(self, request: HttpRequest, record: Any) -> dict[str, Any]:  # noqa: ARG002 - for subclasses
+        """Return what ``record_template`` needs besides, of the row that is shown."""
+        return {}
 
     @property
     def _plural(self) -> str:

@@ -25,7 +25,7 @@ from outbox.exceptions import (
 
 
 class CallFailedError(Exception):
-    """The call of a handler failed, or undid effects; ``deliveries`` is what it was called with."""
+    """Private to the consumer. The call of a handler with ``deliveries`` failed, or undid effects."""
 
     def __init__(self, deliveries: Deliveries, error: Exception, kind: ErrorKind, *, is_lock_wait: bool) -> None:
         super().__init__(type(error).__name__)

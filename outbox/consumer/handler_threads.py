@@ -26,7 +26,7 @@ _NOTHING: Final = ctypes.py_object()  # NULL: takes back what is pending
 
 
 class Interrupt(BaseException):
-    """Raised in the thread of a late handler; never escapes ``Watchdog.call``."""
+    """Private to the consumer. Raised in the thread of a late handler; never escapes ``Watchdog.call``."""
 
 
 class Call:

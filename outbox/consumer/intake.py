@@ -29,7 +29,7 @@ _SHOWN_CHARACTERS: Final = 160
 
 
 class TooMuchAtOnce(Exception):  # noqa: N818 - not an error: the batch is cut
-    """The payloads of the batch are more than one transaction should hold.
+    """Private to the consumer. The payloads of the batch are more than one transaction should hold.
 
     ``lengths`` are their bytes, by the partition and offset of their records.
     """

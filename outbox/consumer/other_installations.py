@@ -12,9 +12,9 @@ from typing import Final
 from outbox import signals
 from outbox.brokers.base import IncomingRecord
 from outbox.declarations.routes import ServiceRoute
+from outbox.fields import storable
 from outbox.log_text import get_logger
 from outbox.models import INSTALLATION_MAX_LENGTH
-from outbox.storage.dialects import storable
 from outbox.storage.installations import InstallationId
 from outbox.storage.rejections import Rejection, RejectionStore
 from outbox.wire.envelope import INSTALLATION_HEADER

@@ -50,7 +50,7 @@ IsYoung = Callable[[IncomingRecord], bool]
 
 
 class _OwnFault(Exception):  # noqa: N818 - carries the cause out of a portion
-    """Something of our own failed: no event is charged."""
+    """Private to the consumer. Something of our own failed: no event is charged."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(type(cause).__name__)

@@ -32,7 +32,7 @@ class ConnectionBackoff:
 
     Log lines come at 1, 2, 4, 8, … failures in a row of each that it depends on: a night without a database does not
     fill the disk. Each has a line of its own when it is over, whatever failed last: a broker that comes back may drop a
-    subscription before it serves.
+    subscription before it serves. ``rand``, from 0 to 1, is the random part of the pauses (200 ms to 5 s).
     """
 
     def __init__(self, service: str, worker: str, *, rand: float = 0.5) -> None:

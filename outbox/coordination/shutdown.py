@@ -35,9 +35,11 @@ class StopFlag:
 
     @property
     def is_set(self) -> bool:
+        """Say whether it was asked to stop."""
         return self._is_set
 
     def set(self) -> None:
+        """Ask to stop; every wait ends."""
         self._is_set = True
         with suppress(BlockingIOError):  # full of earlier ones
             self._writer.send(b"\0")

@@ -12,6 +12,8 @@ class RetryPolicy:
 
     ``jitter`` is the share of a delay that is random (0 none, 1 all of it), so that events that failed together do
     not come back together. ``max_attempts`` failed attempts make an event dead.
+
+    :raises ValueError: ``base`` is not positive, ``cap`` is below it, ``max_attempts`` below 1, or ``jitter`` no share.
     """
 
     base: timedelta = timedelta(seconds=1)

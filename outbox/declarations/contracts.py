@@ -226,9 +226,11 @@ def event(
 
     ``key`` and ``aggregate_id`` name a field or are functions of the payload; the aggregate id defaults to the key.
     ``validate`` checks at publish and at decode what types cannot express, and raises ``FieldError``.
-    ``time_limit`` is how long one call of the handler may take.
+    ``time_limit`` is how long one call of the handler may take. ``registry`` is the process's own, except in tests.
 
-    :raises ConfigurationError: the class is not a Struct, or has no such field; or the time limit is not positive.
+    :raises ConfigurationError: the class is not a Struct, has no such field, or is the contract of another event type;
+        the event type has another contract; or the time limit is not positive.
+    :raises EventOwnerConflictError: another service registered the event type.
     """
 
     def declare(payload_type: type[P]) -> type[P]:
@@ -259,6 +261,8 @@ def upcasts(
     event_type: str, *, from_version: str, to_version: str, registry: ContractRegistry = contracts
 ) -> Callable[[Upcaster], Upcaster]:
     """Declare a function that lifts a payload of ``from_version`` to ``to_version``.
+
+    It takes the payload as a dict and returns it as one. ``registry`` is the process's own, except in tests.
 
     :raises UnknownEventTypeError: the event type is declared later than its upcaster, or not at all.
     :raises ConfigurationError: ``from_version`` is the current version or has an upcaster already.

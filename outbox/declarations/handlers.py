@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 import msgspec
 
@@ -18,14 +18,15 @@ from outbox.declarations.contracts import ContractRegistry, contracts
 from outbox.exceptions import ConfigurationError
 
 P = TypeVar("P", bound=msgspec.Struct)
-H = TypeVar("H", bound=Callable[..., None])
+P_co = TypeVar("P_co", bound=msgspec.Struct, covariant=True)
 
 
-class Delivery(msgspec.Struct, Generic[P], frozen=True):
+class Delivery(msgspec.Struct, Generic[P_co], frozen=True):
     """An event as its handler sees it.
 
     ``outbox_id`` grows with the order of publication and never changes: compare it where the newest must win.
-    ``attempt`` counts from 1. ``database`` is the alias that the open transaction is on.
+    ``attempt`` counts from 1. ``database`` is the alias that the open transaction is on. ``traceparent`` is that of the
+    event, an empty text where it has none.
     """
 
     outbox_id: int
@@ -34,10 +35,14 @@ class Delivery(msgspec.Struct, Generic[P], frozen=True):
     event_version: str
     message_key: str
     aggregate_id: str
-    payload: P
+    payload: P_co
     attempt: int
     database: str
     traceparent: str = ""
+
+
+DeliveryHandler = Callable[[Delivery[P]], None]
+ListHandler = Callable[[list[Delivery[P]]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,19 +94,40 @@ handlers: Final = HandlerRegistry()
 """The process's handlers: filled when the apps' ``handlers.py`` are imported."""
 
 
+@overload
 def handles(
-    payload_type: type[msgspec.Struct],
+    payload_type: type[P],
+    *,
+    batch: Literal[False] = False,
+    registry: HandlerRegistry = handlers,
+    contract_registry: ContractRegistry = contracts,
+) -> Callable[[DeliveryHandler[P]], DeliveryHandler[P]]: ...
+@overload
+def handles(
+    payload_type: type[P],
+    *,
+    batch: Literal[True],
+    registry: HandlerRegistry = handlers,
+    contract_registry: ContractRegistry = contracts,
+) -> Callable[[ListHandler[P]], ListHandler[P]]: ...
+def handles(
+    payload_type: type[P],
     *,
     batch: bool = False,
     registry: HandlerRegistry = handlers,
     contract_registry: ContractRegistry = contracts,
-) -> Callable[[H], H]:
+) -> Callable[[Any], Any]:
     """Declare the decorated function as the handler of the event whose contract is ``payload_type``.
 
-    :raises ConfigurationError: the class was not declared with ``@event``, or the event has another handler.
+    It takes a ``Delivery[P]`` of it, with ``batch`` a ``list[Delivery[P]]`` in the order of ids, and returns None;
+    type checkers refuse another one. A function for two events is given to two calls, ``handles(P)(function)``:
+    what comes back has the type of a handler of this event. The registries are the process's own, except in tests.
+
+    :raises ConfigurationError: the class was not declared with ``@event``, the event has another handler, or the
+        function is a coroutine or a generator, which a call does not run.
     """
 
-    def declare(function: H) -> H:
+    def declare(function: Callable[[Any], None]) -> Callable[[Any], None]:
         for contract in contract_registry:
             if contract.payload_type is payload_type:
                 registry.add(contract.event_type, function, batch=batch)

@@ -16,7 +16,10 @@ _TABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class ServiceRoute:
-    """Where the events of one service live and travel."""
+    """Where the events of one service live and travel: the names of its table, topic and consumer group.
+
+    ``database`` is the alias that the table is on.
+    """
 
     service: str
     table: str

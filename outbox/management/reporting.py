@@ -22,7 +22,10 @@ _MESSAGE_MAX_LENGTH: Final = 20_000
 
 @contextmanager
 def explain_errors() -> Iterator[None]:
-    """Turn an error of the outbox into a message and exit code 1; a traceback helps nobody with a wrong name."""
+    """Turn an error of the outbox into a message and exit code 1; a traceback helps nobody with a wrong name.
+
+    :raises CommandError: the block raised an ``OutboxError``.
+    """
     try:
         yield
     except OutboxError as error:
@@ -66,7 +69,10 @@ _LARGEST: Final = 2**31 - 1
 
 
 def positive(text: str) -> int:
-    """Read a whole number from 1 to ``_LARGEST``."""
+    """Read a whole number from 1 to 2,147,483,647, as the ``type`` of a command's argument.
+
+    :raises ArgumentTypeError: the text is none.
+    """
     try:
         number = int(text)
     except ValueError:
@@ -92,7 +98,12 @@ _DURATION: Final = re.compile("".join(rf"(?:(?P<{unit}>\d{{1,9}}){unit})?" for u
 
 
 def duration(text: str) -> timedelta:
-    """Read a length of time above zero: ``7d``, ``36h``, ``1h30m``; the unit is always said."""
+    """Read a length of time above zero, as the ``type`` of a command's argument: ``7d``, ``36h``, ``1h30m``.
+
+    The unit is always said: weeks, days, hours, minutes or seconds.
+
+    :raises ArgumentTypeError: the text is none, or longer than a hundred years.
+    """
     found = _DURATION.fullmatch(text.replace(" ", "").lower())
     parts = {unit: int(number) for unit, number in found.groupdict(default="0").items()} if found else {}
     try:

@@ -119,14 +119,6 @@ def id_list(ids: Iterable[int]) -> str:
     return ", ".join(map(int.__repr__, ids))
 
 
-def storable(text: str, max_length: int | None = None) -> str:
-    """Return ``text``, cut at ``max_length`` characters, in a form that every database takes.
-
-    PostgreSQL has no NUL and no encoding has half a surrogate pair; an exception's message may hold either.
-    """
-    return text[:max_length].encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")[:max_length]
-
-
 def from_db(value: Any) -> datetime:
     """Turn what a driver gives for a datetime column or the clock into an aware datetime in UTC."""
     if isinstance(value, str):

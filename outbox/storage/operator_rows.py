@@ -8,9 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from outbox import lifecycle
+from outbox.fields import storable
 from outbox.lifecycle import Status
 from outbox.storage.blocked_keys import BlockedKeyRows
-from outbox.storage.dialects import id_list, moment_of, storable
+from outbox.storage.dialects import id_list, moment_of
 from outbox.storage.rows import Pruned
 from outbox.storage.sessions import own_transaction
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from outbox.fields import UtcNow
+from outbox.fields import UtcNow, storable
 from outbox.models import ServiceSwitch
-from outbox.storage.dialects import storable
 
 REASON_MAX_LENGTH: Final = 500
 """What the column holds; the journal has a row for each event that was acted on, and is to be no longer."""

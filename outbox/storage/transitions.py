@@ -16,9 +16,10 @@ from django.db import connections
 
 from outbox import lifecycle
 from outbox.declarations.routes import ServiceRoute
+from outbox.fields import storable
 from outbox.lifecycle import Status, Transition
 from outbox.storage.conditions import due
-from outbox.storage.dialects import Dialect, dialect_of, from_db, id_list, placeholders, storable
+from outbox.storage.dialects import Dialect, dialect_of, from_db, id_list, placeholders
 from outbox.storage.queries import Searches
 from outbox.storage.rows import Failure
 from outbox.storage.sessions import own_transaction

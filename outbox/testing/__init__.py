@@ -22,7 +22,8 @@ succeeds or is dead. A test that wants no dead event says ``drain(raise_on_dead=
 
 from __future__ import annotations
 
+from outbox.exceptions import DrainError
 from outbox.testing.captured import CapturedEvent, CapturedEvents, captured_events
-from outbox.testing.draining import DeadEvent, Drained, DrainError, drain
+from outbox.testing.draining import DeadEvent, Drained, drain
 
 __all__ = ["CapturedEvent", "CapturedEvents", "DeadEvent", "DrainError", "Drained", "captured_events", "drain"]

@@ -16,7 +16,7 @@ from outbox.consumer.watchdog import Watchdog
 from outbox.coordination.leases import ShardLeases
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
-from outbox.exceptions import OutboxError
+from outbox.exceptions import DrainError
 from outbox.fields import SHARD_COUNT
 from outbox.registry.catalog import repository_of
 from outbox.registry.policies import EventPolicies
@@ -26,10 +26,6 @@ from outbox.workers.build import build_consumer, routes_of
 
 _AT_ONCE: Final = timedelta(0)
 _BATCH: Final = 500
-
-
-class DrainError(OutboxError, AssertionError):
-    """``drain`` could not bring every event to a good end."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,10 @@ def current_traceparent() -> str:
 
 @contextmanager
 def traceparent(value: str) -> Iterator[None]:
-    """Make ``value`` the current traceparent inside the block."""
+    """Have events that are published inside the block carry ``value``, a W3C traceparent.
+
+    An empty text leaves them to the function of ``OUTBOX['TRACEPARENT']``.
+    """
     token = _current.set(value)
     try:
         yield

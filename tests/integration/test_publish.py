@@ -10,10 +10,12 @@ import msgspec
 import pytest
 from django.db import connections, transaction
 
+from agent_events.agent.models import AgentOutboxMessage
 from outbox import event, publish, publish_many
 from outbox.declarations.contracts import contracts
 from outbox.exceptions import (
     ConfigurationError,
+    EnvelopeError,
     InvalidEventError,
     PayloadTooLargeError,
     UnknownEventTypeError,
@@ -21,8 +23,9 @@ from outbox.exceptions import (
     WrongDatabaseError,
 )
 from outbox.lifecycle import Status
+from outbox.publishing import StoredEvent, stored_event, traceparent
 from outbox.wire.envelope import decode_envelope
-from outbox.wire.tracing import traceparent
+from tests import records
 from tests.conftest import Configure
 from tests.publishing import business_is_there, outbox_rows, remember_business, rolled_back, snapshot
 from tests.toys import NOTE, PARKED, Toys
@@ -313,6 +316,24 @@ def test_transactions_on_both_databases_are_the_callers_choice(alias: str) -> No
         publish(snapshot())
 
     assert len(outbox_rows(alias)) == 1
+
+
+# --- reading back ------------------------------------------------------------------------------------------------
+
+
+def test_event_is_read_back_as_far_as_it_can_be(alias: str) -> None:
+    event_id = publish(snapshot())
+    [row] = outbox_rows(alias)
+    read = {"outbox_id": row.pk, "event_type": row.event_type}
+    assert stored_event("agent", **read) == StoredEvent(event_id, "c-1", snapshot())
+
+    records.spoil(AgentOutboxMessage, alias, written='"user_id":7', instead='"user_id":"seven"')
+    assert stored_event("agent", **read) == StoredEvent(event_id, "c-1", None)
+
+    with pytest.raises(EnvelopeError, match="says event_type"):
+        stored_event("agent", outbox_id=row.pk, event_type="chat.history.persist.requested")
+    with pytest.raises(EnvelopeError, match="row 4711 is not an envelope"):
+        stored_event("agent", outbox_id=4711, event_type=row.event_type)
 
 
 # --- tracing -----------------------------------------------------------------------------------------------------

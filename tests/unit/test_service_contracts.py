@@ -13,7 +13,6 @@ from django.core.exceptions import ImproperlyConfigured
 from agent_events.active_scheduler.candidates import Trigger, propose_due_task
 from agent_events.active_scheduler.checks import check_preview_builder
 from agent_events.agent.events import AgentStateSnapshot, ChatHistoryPersistRequested
-from agent_events.bulk import MAX_CHARACTERS, MAX_ROWS, chunks
 from agent_events.conf import smartflow_settings
 from agent_events.memory.events import idempotency_key, memory_extract
 from agent_events.notification.events import dedupe_key
@@ -256,14 +255,3 @@ def test_default_builder_needs_the_task_service(monkeypatch: pytest.MonkeyPatch)
     )
     with pytest.raises(ImproperlyConfigured, match="PREVIEW_BUILDER"):
         propose_due_task(due)
-
-
-# --- statements --------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_cut_into_statements_by_number_and_size() -> None:
-    assert list(chunks([])) == []
-    assert [len(chunk) for chunk in chunks([("a", 1)] * (2 * MAX_ROWS + 1))] == [MAX_ROWS, MAX_ROWS, 1]
-    half = "x" * (MAX_CHARACTERS // 2)
-    assert [len(chunk) for chunk in chunks([(1, half)] * 5)] == [2, 2, 1]
-    assert [len(chunk) for chunk in chunks([("a",), (half * 3,), ("b",), (None,)])] == [1, 1, 2]

@@ -18,6 +18,7 @@ import outbox
 ROOT: Final = Path(outbox.__file__).parent
 SOURCES: Final = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
 ELSEWHERE: Final = {
+    "bulk.py": "inserts into tables of apps, none of the library's",
     "contrib/shared_table/relocation.py": "moves rows of a table that was shared, and is deleted with its folder",
     "checks/inspection.py": "asks the databases for their own catalogues",
     "checks/schema.py": "gives a cursor to Django's introspection",

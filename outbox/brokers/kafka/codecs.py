@@ -38,11 +38,11 @@ NAMES: Final[Mapping[int, str]] = {1: "gzip", 2: "snappy", 3: "lz4", 4: "zstd"}
 
 
 class MissingLibraryError(UnsupportedCodecError):  # type: ignore[misc] # the client has no types
-    """A codec's library is not installed here."""
+    """Private to the Kafka broker. A codec's library is not installed here."""
 
 
 class BatchTooLargeError(Exception):
-    """A batch decompresses to more than is read."""
+    """Private to the Kafka broker. A batch decompresses to more than is read."""
 
 
 def missing() -> list[str]:

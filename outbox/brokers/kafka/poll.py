@@ -13,4 +13,7 @@ class PollRoom:
 
 
 class PollFullError(Exception):
-    """There was no room left. The client raises it at its next poll, and loses nothing by it: poll again."""
+    """Private to the Kafka broker. There was no room left.
+
+    The client raises it at its next poll, and loses nothing by it: poll again.
+    """

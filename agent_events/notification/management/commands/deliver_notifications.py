@@ -9,9 +9,8 @@ from typing import Any
 from agent_events.notification.assembly import build_deliverer
 from agent_events.notification.conf import notification_settings
 from agent_events.notification.deliverer import DeliveryOptions
-from outbox.coordination.shutdown import stop_on_signals
-from outbox.management.command import OutboxCommand
-from outbox.management.reporting import duration, explain_errors, positive
+from outbox.management import OutboxCommand, duration, explain_errors, positive
+from outbox.workers import stop_on_signals
 
 
 class Command(OutboxCommand):

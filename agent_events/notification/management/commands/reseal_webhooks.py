@@ -8,8 +8,7 @@ from django.core.management.base import CommandError
 
 from agent_events.notification.assembly import build_channels
 from agent_events.notification.sealing import SealError
-from outbox.management.command import OutboxCommand
-from outbox.management.reporting import explain_errors
+from outbox.management import OutboxCommand, explain_errors
 
 
 class Command(OutboxCommand):

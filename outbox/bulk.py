@@ -1,17 +1,21 @@
-"""Inserting many rows in few statements, on every database: what the list handlers of all services write with."""
+"""Inserting many rows in few statements, on every database: what handlers of lists write with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
 from django.db import connections
 
+from outbox.storage.chunks import chunks
 from outbox.storage.dialects import dialect_of, to_db
 
+__all__ = ["MAX_ROWS", "BulkInsert", "ignoring_known"]
+
 MAX_ROWS: Final = 500
+"""Rows in one statement at the most."""
 MAX_CHARACTERS: Final = 2 * 1024 * 1024
 """In one statement: escaped and in UTF-8 it stays below MariaDB's usual ``max_allowed_packet`` of 16 MiB."""
 
@@ -20,9 +24,9 @@ MAX_CHARACTERS: Final = 2 * 1024 * 1024
 class BulkInsert:
     """An INSERT of any number of rows. Names are the code's own; values are always parameters.
 
-    ``clock_columns`` come behind ``columns`` and get the database's time. ``on_conflict`` is the clause, by vendor, for
-    a row whose key is there already; then the keys of the rows should be unique and sorted, so that two transactions
-    lock them in one order.
+    ``clock_columns`` come behind ``columns`` and get the database's time. ``on_conflict`` is the clause, by vendor
+    (``mysql``, ``postgresql``, ``sqlite``), for a row whose key is there already, with ``{now}`` for the database's
+    time; then the keys of the rows should be unique and sorted, so that two transactions lock them in one order.
     """
 
     table: str
@@ -30,14 +34,17 @@ class BulkInsert:
     clock_columns: tuple[str, ...] = ()
     on_conflict: Mapping[str, str] = field(default_factory=dict)
 
-    def run(self, rows: Sequence[Sequence[Any]], *, using: str) -> None:
-        """Insert ``rows`` in their order, in the caller's transaction."""
+    def run(self, rows: Iterable[Sequence[Any]], *, using: str) -> None:
+        """Insert ``rows``, values in the order of ``columns``, in the caller's transaction on database alias ``using``.
+
+        :raises DatabaseError: the database refuses a row, or is unavailable.
+        """
         connection = connections[using]
         now = dialect_of(connection).now
         names = ", ".join((*self.columns, *self.clock_columns))
         row_of_values = ", ".join(["%s"] * len(self.columns) + [now] * len(self.clock_columns))
         conflict = self.on_conflict.get(connection.vendor, "").replace("{now}", now)
-        for chunk in chunks(rows):
+        for chunk in chunks(rows, _characters, max_items=MAX_ROWS, max_bytes=MAX_CHARACTERS):
             values = ", ".join([f"({row_of_values})"] * len(chunk))
             parameters = [
                 to_db(connection, value) if isinstance(value, datetime) else value for row in chunk for value in row
@@ -47,20 +54,14 @@ class BulkInsert:
 
 
 def ignoring_known(key: str) -> dict[str, str]:
-    """Return the clauses that leave a row alone whose ``key`` column is there already."""
+    """Return the ``on_conflict`` that leaves a row alone whose ``key`` (columns, by commas) is there already.
+
+    The table has a column ``id``.
+    """
     standard = f"ON CONFLICT ({key}) DO NOTHING"
     # INSERT IGNORE would also swallow values that do not fit.
     return {"mysql": "ON DUPLICATE KEY UPDATE id = id", "postgresql": standard, "sqlite": standard}
 
 
-def chunks(rows: Sequence[Sequence[Any]]) -> Iterator[Sequence[Sequence[Any]]]:
-    """Cut ``rows`` into statements of a size that every server takes; a single large row stands alone."""
-    start = characters = 0
-    for at, row in enumerate(rows):
-        length = sum(len(value) for value in row if isinstance(value, str))
-        if at > start and (at - start >= MAX_ROWS or characters + length > MAX_CHARACTERS):
-            yield rows[start:at]
-            start, characters = at, 0
-        characters += length
-    if start < len(rows):
-        yield rows[start:]
+def _characters(row: Sequence[Any]) -> int:
+    return sum(len(value) for value in row if isinstance(value, str))
