@@ -11,7 +11,8 @@ from django.core.management.base import CommandError
 from outbox.conf import outbox_settings
 from outbox.fields import from_now
 from outbox.management.command import OutboxCommand
-from outbox.management.reporting import explain_errors, explain_outage, explain_refusal, table
+from outbox.management.console import table
+from outbox.management.reporting import explain_errors, explain_outage, explain_refusal
 from outbox.models import Worker
 from outbox.storage.installations import installation_id, renew_installation_id
 from outbox.workers.build import routes_of
@@ -38,7 +39,7 @@ class Command(OutboxCommand):
                 _refuse_beside_workers(services)
             ids = {using: (renew_installation_id if renew else installation_id)(using) for using in services}
         rows = [(using, ids[using], ", ".join(named)) for using, named in services.items()]
-        self.stdout.write(table(("DATABASE", "INSTALLATION", "SERVICES"), rows))
+        self.show(table(("DATABASE", "INSTALLATION", "SERVICES"), rows))
 
 
 def _refuse_beside_workers(databases: dict[str, list[str]]) -> None:
