@@ -58,7 +58,8 @@ class Command(OutboxCommand):
                         self.show(*parts)
                     stop.wait(timedelta(seconds=pause_s))
                 return
-            reports = probe.reports()
+            with self.busy("asking databases and broker"):
+                reports = probe.reports()
         self.show(*view.parts(reports))
         if check and (call := call_for_a_person(reports)):
             raise CommandError(call, returncode=2)
