@@ -5,7 +5,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends build-essential libmariadb-dev pkg-config \
     && rm -rf /var/lib/apt/lists/*
 COPY requirements.txt .
-RUN pip wheel --no-cache-dir --wheel-dir /wheels --requirement requirements.txt
+RUN pip wheel --no-cache-dir --wheel-dir /wheels --require-hashes --requirement requirements.txt
 
 FROM python:3.12-slim
 RUN apt-get update \
@@ -17,8 +17,7 @@ ENV DJANGO_SETTINGS_MODULE=smartflow.settings \
     PYTHONUNBUFFERED=1
 WORKDIR /app
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
-    --mount=type=bind,source=requirements.txt,target=/tmp/requirements.txt \
-    pip install --no-cache-dir --no-index --find-links /wheels --requirement /tmp/requirements.txt
+    pip install --no-cache-dir --no-index --no-deps /wheels/*.whl
 COPY manage.py ./
 COPY outbox ./outbox
 COPY agent_events ./agent_events

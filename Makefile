@@ -8,16 +8,27 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 # How many processes run tests; 0 for one that can be debugged. They wait more than they work.
 PYTEST_WORKERS ?= 2
+PINS_ARGS ?=
 BENCH_ARGS ?=
 LIMITS_ARGS ?=
 
 BIN := .venv/bin
 SERVICES = $(PYTHON) -m scripts.services
-VENV = $(PYTHON) -m scripts.venv
 # The servers' addresses, for the commands that follow in the same recipe.
 WITH_SERVICES = addresses=$$($(SERVICES) env); set -a; eval "$$addresses"; set +a;
 # The same for everybody, whatever a developer's .env says.
 CHECK_SETTINGS = READ_DOT_ENV=false SECRET_KEY=for-checks-only
+# Versions for every Python that we run on; those that are pinned stay, unless PINS_ARGS has them upgraded.
+PINS = .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras --generate-hashes \
+	--custom-compile-command 'make pins' $(PINS_ARGS)
+# The mark of an environment that is made: named after its Python and its list, so that another one has it made anew.
+made = $(1)/.made-$(shell { $(PYTHON) --version; cat $(2); } 2>&1 | cksum | tr ' ' -)
+define make_venv
+	@echo "Making $(@D) from $(1)" >&2
+	@$(PYTHON) -m venv --clear $(@D)
+	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement $(1)
+	@touch $@
+endef
 
 .PHONY: help
 help: ## Say what there is
@@ -28,9 +39,11 @@ python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("$(PYTHON) is Python %d.%d; 3.11 or newer is needed. Say which: make PYTHON=python3.12 ..." % sys.version_info[:2])'
 
 .PHONY: venv
-venv: python ## Make .venv with everything for development and tests
+venv: $(call made,.venv,requirements-dev.txt) ## Make .venv with everything for development and tests
+
+.venv/.made-%: | python
 	@$(SERVICES) packages mysql
-	@$(VENV) .venv requirements-dev.txt
+	$(call make_venv,requirements-dev.txt)
 
 .PHONY: services
 services: python ## Start MariaDB, MySQL, PostgreSQL and Kafka (those that no environment variable gives; MYSQL=optional: without MySQL if it cannot be fetched)
@@ -93,8 +106,10 @@ format: venv ## Put the code into shape
 	$(BIN)/ruff format .
 
 .PHONY: venv-demo
-venv-demo: python
-	@$(VENV) .venv-demo requirements.txt --without mysqlclient
+venv-demo: $(call made,.venv-demo,requirements-demo.txt)
+
+.venv-demo/.made-%: | python
+	$(call make_venv,requirements-demo.txt)
 
 .PHONY: demo
 demo: venv-demo ## Show it with nothing but Python: SQLite and the embedded broker
@@ -125,14 +140,26 @@ chaos: venv ## Break everything at random and check the promises: make chaos CHA
 	@$(SERVICES) packages test
 	@$(BIN)/python -m tests.chaos $(CHAOS_ARGS)
 
+.PHONY: venv-tools
+venv-tools: $(call made,.venv-tools,requirements-tools.txt)
+
+.venv-tools/.made-%: | python
+	$(call make_venv,requirements-tools.txt)
+
+.PHONY: pins
+pins: venv-tools ## Bring the lists of packages up to date with requirements*.in: make pins PINS_ARGS=--upgrade
+	@$(PINS) requirements.in --output-file requirements.txt
+	@$(PINS) requirements.in --constraint requirements.txt --no-emit-package mysqlclient --output-file requirements-demo.txt
+	@$(PINS) requirements-dev.in --constraint requirements.txt --output-file requirements-dev.txt
+	@$(PINS) requirements-tools.in --output-file requirements-tools.txt
+
 .PHONY: audit
-audit: python ## Ask the vulnerability service about every pinned package (not in CI: an advisory is no fault of a change)
-	@$(VENV) .venv-audit requirements-audit.txt
-	@.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements-dev.txt
+audit: venv-tools ## Ask the vulnerability service about every pinned package (not in CI: an advisory is no fault of a change)
+	@.venv-tools/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off -r requirements-dev.txt
 
 .PHONY: clean
 clean: ## Remove all that was made here: environments, caches, the servers with their data
 	@$(SERVICES) down --purge
-	rm -rf build .venv .venv-demo .venv-audit .services.env .coverage .coverage.* htmlcov coverage.xml test-results
+	rm -rf build .venv .venv-demo .venv-tools .services.env .coverage .coverage.* htmlcov coverage.xml test-results
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

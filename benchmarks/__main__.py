@@ -20,6 +20,7 @@ from benchmarks import database
 from benchmarks.speed import backlog, consumer, cost, disturbance, latency, plots, publish, relay, scale
 from benchmarks.speed.plan import Plan
 from benchmarks.speed.report import Result, number
+from outbox.management.console import console_on, progress, show
 
 _SUITES: Final[dict[str, Callable[[Plan], Result]]] = {
     "publish": publish.measure,
@@ -117,21 +118,25 @@ def main(arguments: Sequence[str]) -> int:
     load = os.getloadavg()[0]
     results: list[Result] = []
     broken = False
-    for name in options.suites or (_QUICK if plan.quick else _SUITES):
-        began = time.monotonic()
-        try:
-            result = _SUITES[name](plan)
-        except Exception:  # noqa: BLE001 - whatever it is, it says nothing about the targets; the others may be fine
-            traceback.print_exc()
-            broken = True
-            continue
-        result.notes.append(f"{time.monotonic() - began:.0f} s")
-        results.append(result)
-        print(f"\n{result.text(counted_only=plan.quick)}\n", flush=True)
-        for curve in result.curves if options.plots else ():
-            print(plots.save(curve, options.plots), flush=True)
-        if options.json:
-            options.json.write_text(json.dumps(_report(results, plan, server, load), indent=1) + "\n")
+    names = options.suites or (_QUICK if plan.quick else tuple(_SUITES))
+    console = console_on(sys.stdout)
+    with progress(console, "suites", len(names), is_still=True) as draw:
+        for done, name in enumerate(names, start=1):
+            began = time.monotonic()
+            try:
+                result = _SUITES[name](plan)
+            except Exception:  # noqa: BLE001 - whatever it is, it says nothing about the targets; the others may be fine
+                traceback.print_exc()
+                broken = True
+                continue
+            result.notes.append(f"{time.monotonic() - began:.0f} s")
+            results.append(result)
+            show(console, *result.parts(counted_only=plan.quick), "")
+            for curve in result.curves if options.plots else ():
+                show(console, str(plots.save(curve, options.plots)))
+            if options.json:
+                options.json.write_text(json.dumps(_report(results, plan, server, load), indent=1) + "\n")
+            draw(done)
     code = conclude(results, quick=plan.quick, load=load)
     print(f"the database was {server}")
     return _BROKEN_HARNESS if broken else code

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import Final
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "smartflow.settings")
@@ -22,6 +23,7 @@ django.setup()
 from django.core.management import call_command  # noqa: E402
 
 from benchmarks import plans  # noqa: E402
+from outbox.management.console import busy, console_on, show, table  # noqa: E402
 from outbox.registry.catalog import repository_of  # noqa: E402
 
 _SHOWN: Final = ("select_type", "table", "type", "key", "key_len", "rows", "Extra", "QUERY PLAN")
@@ -33,13 +35,16 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     call_command("migrate", verbosity=0)
     repository = repository_of("agent")
-    plans.fill(repository.route, parser.parse_args().rows)
+    console = console_on(sys.stdout)
+    with busy(console, "filling the table"):
+        plans.fill(repository.route, parser.parse_args().rows)
     for name, query in plans.queries(repository).items():
         explained = plans.explain(repository, query)
-        print(f"\n## {name}: {explained.spent_ms:.1f} ms, {len(explained.statements)} statements")
+        show(console, "", f"## {name}: {explained.spent_ms:.1f} ms, {len(explained.statements)} statements")
         for statement in explained.statements:
-            for row in statement.plan:
-                print("   ", {column: row[column] for column in _SHOWN if column in row})
+            columns = [column for column in _SHOWN if any(column in row for row in statement.plan)]
+            rows = [[str(row.get(column, "")) for column in columns] for row in statement.plan]
+            show(console, "", table(columns, rows))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from outbox.management.console import table
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +22,10 @@ class Verdict:
     figure: str
     held: bool
 
-    def __str__(self) -> str:
-        return f"{'held    ' if self.held else 'BREACHED'}  {self.target}: {self.figure}"
+    def cells(self) -> tuple[Text, str, str]:
+        """Return its row of the table."""
+        word = Text("held", "green") if self.held else Text("BREACHED", "bold red")
+        return word, self.target, self.figure
 
 
 @dataclass(slots=True)
@@ -24,8 +33,8 @@ class Outcome:
     """One experiment's result."""
 
     experiment: str
-    sections: list[str] = field(default_factory=list)
-    """Texts and tables, in the order in which they are printed."""
+    sections: list[RenderableType] = field(default_factory=list)
+    """Texts and tables, in the order in which they are shown."""
     figures: dict[str, Any] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -37,26 +46,20 @@ class Outcome:
         """Add a verdict."""
         self.verdicts.append(Verdict(target, figure, held))
 
-    def __str__(self) -> str:
-        verdicts = "\n".join(str(verdict) for verdict in self.verdicts)
-        return "\n\n".join([f"## {self.experiment}", *self.sections, verdicts])
+    def parts(self) -> list[RenderableType]:
+        """Return what to show, with an empty line before each part."""
+        cells = [verdict.cells() for verdict in self.verdicts]
+        verdicts = table(("verdict", "limit", "measured"), cells, wrapped=1)
+        return list(chain.from_iterable(("", part) for part in (f"## {self.experiment}", *self.sections, verdicts)))
 
     def as_json(self) -> dict[str, Any]:
         """Return it for ``--json``."""
         return {"held": self.held, "verdicts": [asdict(verdict) for verdict in self.verdicts], **self.figures}
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return aligned columns: the first on the left, the others on the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+def figures_table(header: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> Table:
+    """Return a table whose first column has names, and whose others have figures."""
+    return table(header, rows, right=header[1:], wrapped=0)
 
 
 def mib(kib: float) -> str:

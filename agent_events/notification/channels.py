@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -76,19 +76,26 @@ class ChannelStore:
             _MAKE.run([(user_id, FEISHU)], using=self.using)
             rows.filter(user_id=user_id, channel=FEISHU).update(**columns)
 
-    def reseal(self) -> int:
+    def count(self) -> int:
+        """Return how many channels there are."""
+        return UserNotificationChannel.objects.using(self.using).count()
+
+    def reseal(self, tell: Callable[[int], object] = lambda _: None) -> int:
         """Seal everything under the newest key; return how many channels were done.
+
+        ``tell`` hears after each channel how many were looked at.
 
         :raises SealError: one of them was sealed under a key that is not there.
         """
         rows = UserNotificationChannel.objects.using(self.using)
         done = 0
-        for each in rows.order_by("pk").iterator():
+        for looked_at, each in enumerate(rows.order_by("pk").iterator(), start=1):
             # Guarded: a webhook that is set anew meanwhile is not overwritten.
             done += rows.filter(pk=each.pk, sealed_webhook=each.sealed_webhook, sealed_token=each.sealed_token).update(
                 sealed_webhook=self._sealer.reseal(each.sealed_webhook) if each.sealed_webhook else None,
                 sealed_token=self._sealer.reseal(each.sealed_token) if each.sealed_token else None,
             )
+            tell(looked_at)
         return done
 
     def _token_columns(self, token: str) -> dict[str, Any]:

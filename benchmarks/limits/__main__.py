@@ -15,6 +15,7 @@ from typing import Final
 
 from benchmarks.limits import backlog, memory, prune, soak
 from benchmarks.report import Outcome
+from outbox.management.console import console_on, progress, show
 
 _EXPERIMENTS: Final = ("memory", "soak", "backlog", "prune")
 _BROKEN_HARNESS: Final = 2
@@ -94,15 +95,19 @@ def main(arguments: Sequence[str]) -> int:
     """Run what was asked for; return the exit code."""
     options = parse(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_BROKEN_HARNESS))
-    outcomes = []
+    outcomes: list[Outcome] = []
+    names = _EXPERIMENTS if options.experiment == "all" else (options.experiment,)
+    console = console_on(sys.stdout)
     try:
-        for name in _EXPERIMENTS if options.experiment == "all" else (options.experiment,):
-            load = os.getloadavg()[0]
-            outcomes.append(run(name, options))
-            outcomes[-1].figures["load_before"] = load
-            if load > _QUIET_LOAD and len(outcomes) == 1:  # later ones see what we did ourselves
-                outcomes[-1].sections.append(f"others were at work: the load was {load:.1f} before the start")
-            print(f"\n{outcomes[-1]}\n", flush=True)
+        with progress(console, "experiments", len(names), is_still=True) as draw:
+            for name in names:
+                load = os.getloadavg()[0]
+                outcomes.append(run(name, options))
+                outcomes[-1].figures["load_before"] = load
+                if load > _QUIET_LOAD and len(outcomes) == 1:  # later ones see what we did ourselves
+                    outcomes[-1].sections.append(f"others were at work: the load was {load:.1f} before the start")
+                show(console, *outcomes[-1].parts(), "")
+                draw(len(outcomes))
     except Exception:  # noqa: BLE001 - whatever it is, it is no breach
         traceback.print_exc()
         return _BROKEN_HARNESS

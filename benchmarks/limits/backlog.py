@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.arithmetic import head, speed, tenths
 from benchmarks.installation import Installation, installed
-from benchmarks.report import Outcome, mib, table
+from benchmarks.report import Outcome, figures_table, mib
 from benchmarks.tables import OutboxTable, Template
 
 SPEED_RATIO: Final = 0.9
@@ -84,7 +84,7 @@ def _report(outcome: Outcome, *, small: Sequence[Run], big: Run) -> None:
     usual_kib = median(run.peak_kib for run in small)
     slowest, quickest = min(run.speed for run in small), max(run.speed for run in small)
     outcome.sections.append(
-        table(
+        figures_table(
             ("backlog", "runs", "events/s", "slowest", "quickest", "seconds", "peak RSS MiB"),
             [
                 (
@@ -111,7 +111,7 @@ def _report(outcome: Outcome, *, small: Sequence[Run], big: Run) -> None:
     parts = [(f"first {events:,}", each) for events, each in big.heads.items()]
     parts += [(f"{number}0 %", each) for number, each in enumerate(big.tenths, start=1)]
     outcome.sections.append(
-        table(
+        figures_table(
             ("of the big one", "events/s", "to the small ones"),
             [(name, f"{each:,.0f}", f"{each / usual:.2f}") for name, each in parts],
         )

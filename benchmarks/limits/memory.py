@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from benchmarks.installation import Installation, installed
-from benchmarks.report import Outcome, mib, table
+from benchmarks.report import Outcome, figures_table, mib
 from benchmarks.tables import OutboxTable
 
 BATCH_BYTES: Final = 16 * 1024 * 1024
@@ -97,7 +97,7 @@ def report(outcome: Outcome, sizes: Sequence[Size]) -> None:
         (f"{each.load}: {each.worker}", f"{each.rows:,}", *map(mib, (each.idle, each.peak, each.growth, each.limit)))
         for each in sizes
     ]
-    outcome.sections.append(table(("MiB resident", "rows", "idle", "peak", "grew by", "may grow by"), lines))
+    outcome.sections.append(figures_table(("MiB resident", "rows", "idle", "peak", "grew by", "may grow by"), lines))
     for each in sizes:
         target = f"{each.load}: {each.worker} grows by {mib(each.limit)} MiB at the most"
         outcome.judge(target, f"{mib(each.growth)} MiB", held=each.held)

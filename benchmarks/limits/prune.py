@@ -20,7 +20,7 @@ from benchmarks.arithmetic import percentile, usual_percentile
 from benchmarks.installation import Installation, installed
 from benchmarks.journals import Transaction, has_lines, read_journal
 from benchmarks.processes import Process
-from benchmarks.report import Outcome, mib, table
+from benchmarks.report import Outcome, figures_table, mib
 from benchmarks.tables import OutboxTable
 
 P99_RATIO: Final = 2.0
@@ -179,7 +179,7 @@ def _report_latency(outcome: Outcome, transactions: Sequence[Transaction], bound
         "usual p99 ms",
         "p99 since due ms",
     )
-    outcome.sections.append(table(header, rows))
+    outcome.sections.append(figures_table(header, rows))
     before, during = outcome.figures["latency_before_ms"], outcome.figures["latency_during_ms"]
     for what, name in (("p99", "p99"), (f"usual p99 of {_WINDOW_S:.0f} s", "p99_usual")):
         ratio = during[name] / before[name]

@@ -15,7 +15,7 @@ from typing import Any, Final
 from benchmarks.installation import Installation, installed
 from benchmarks.limits.arithmetic import GROWTH_FLOOR_KIB, GROWTH_SHARE, Flatness, flatness
 from benchmarks.processes import Process, Sample
-from benchmarks.report import Outcome, mib, table
+from benchmarks.report import Outcome, figures_table, mib
 from benchmarks.tables import OutboxTable
 
 _SAMPLE_S: Final = 1.0
@@ -168,7 +168,7 @@ def _report_sizes(outcome: Outcome, watch: Watch) -> None:
         if name.endswith("RSS"):
             _judge_flat(outcome, name, flat)
     header = ("MiB", "start", "warm", "end", "max", "KiB per 100,000 events", "may grow by")
-    outcome.sections.append(table(header, rows))
+    outcome.sections.append(figures_table(header, rows))
 
 
 def _judge_flat(outcome: Outcome, name: str, flat: Flatness) -> None:

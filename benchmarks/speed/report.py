@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import median
 from typing import Any, Literal
 
-from benchmarks.report import table
+from rich.console import RenderableType
+from rich.text import Text
+
+from benchmarks.report import figures_table
 
 HELD, SHORT, UNJUDGED = "held", "SHORT", ""
 
@@ -65,8 +69,9 @@ class Line:
             return UNJUDGED
         return HELD if self.held else SHORT
 
-    def cells(self, *, counted_only: bool) -> tuple[str, ...]:
+    def cells(self, *, counted_only: bool) -> tuple[str | Text, ...]:
         """Return its row of the table."""
+        verdict = self.verdict(counted_only=counted_only)
         return (
             self.name,
             str(self.target or ""),
@@ -75,7 +80,7 @@ class Line:
             "" if self.ceiling is None else number(self.ceiling),
             _spread(self.ceilings),
             "" if self.ratio is None else f"{self.ratio:.2f}",
-            self.verdict(counted_only=counted_only),
+            Text(verdict, "bold red" if verdict == SHORT else "green"),
         )
 
     def as_json(self, *, counted_only: bool) -> dict[str, Any]:
@@ -124,16 +129,19 @@ class Result:
         """Return the lines that miss their target."""
         return [line for line in self.lines if line.verdict(counted_only=counted_only) == SHORT]
 
-    def text(self, *, counted_only: bool) -> str:
-        """Return it as it is printed."""
-        header = ("", "target", "figure", "lowest–highest", "ceiling", "lowest–highest", "ratio", "")
+    def parts(self, *, counted_only: bool) -> list[RenderableType]:
+        """Return what to show, with an empty line before each part."""
+        header = ("line", "target", "figure", "lowest–highest", "ceiling", "lowest–highest", "ratio", "verdict")
         rows = [line.cells(counted_only=counted_only) for line in self.lines]
         curves = [
-            table((curve.title, *curve.at), [(name, *map(_cell, values)) for name, values in curve.series.items()])
+            figures_table(
+                (curve.title, *curve.at), [(name, *map(_cell, values)) for name, values in curve.series.items()]
+            )
             for curve in self.curves
         ]
-        tables = [table(header, rows)] if rows else []
-        return "\n\n".join([f"## {self.suite}", *tables, *curves, *self.notes])
+        tables = [figures_table(header, rows)] if rows else []
+        parts = (f"## {self.suite}", *tables, *curves, *self.notes)
+        return list(chain.from_iterable(("", part) for part in parts))
 
     def as_json(self, *, counted_only: bool) -> dict[str, Any]:
         """Return it for ``--json``."""

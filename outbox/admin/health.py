@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
-from outbox.admin.rendering import age_text, visible
+from outbox.admin.rendering import visible
 from outbox.lifecycle import Status
+from outbox.operations.durations import humanise
 from outbox.operations.statistics import ServiceStatus
 
 SLOW_AFTER: Final = timedelta(minutes=1)
@@ -56,7 +57,7 @@ def _workers(status: ServiceStatus, word: str) -> list[Problem]:
     for role, workers in (("relay", status.relays), ("consumer", status.consumers)):
         for each in workers:
             if each.is_hung and each.moved_ago is not None:
-                text = f"The {role} {each.host}:{each.pid} lives and has not moved for {age_text(each.moved_ago)}."
+                text = f"The {role} {each.host}:{each.pid} lives and has not moved for {humanise(each.moved_ago)}."
                 found.append(Problem(Severity.BAD, text))
     if status.consumer_paused:
         found.append(Problem(Severity.WARN, f"The consumer is paused ({word})."))
@@ -70,7 +71,7 @@ def _events(status: ServiceStatus) -> list[Problem]:
     age = status.oldest_due_age
     if age is not None and age >= SLOW_AFTER and not status.relay_paused:
         severity = Severity.BAD if age >= STUCK_AFTER else Severity.WARN
-        found.append(Problem(severity, f"The oldest event that is due waits for {age_text(age)}."))
+        found.append(Problem(severity, f"The oldest event that is due waits for {humanise(age)}."))
     dead = status.counts[Status.DEAD]
     if dead.value:
         plural = "event is" if dead.value == 1 else "events are"

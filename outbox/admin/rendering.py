@@ -1,4 +1,4 @@
-"""Turns ages, sizes, payloads and bytes into text that a person reads. Pure: text in, text out, never markup.
+"""Turns moments, sizes, payloads and bytes into text that a person reads. Pure: text in, text out, never markup.
 
 What comes out is plain text and is escaped by the template like any other; nothing here marks anything as safe.
 """
@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from django.utils import timezone
+
+from outbox.operations.durations import humanise
 
 SHOWN_CHARACTERS: Final = 64 * 1024
 """How much of a payload a detail page shows."""
@@ -53,25 +55,12 @@ class Moment:
     distance: str
 
 
-def age_text(age: timedelta) -> str:
-    """Return ``age`` in the two units that matter: ``8 s``, ``3 min``, ``2 h 5 min``, ``4 d 1 h``."""
-    seconds = max(0, int(age.total_seconds()))
-    if seconds < 60:
-        return f"{seconds} s"
-    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
-    if minutes < 60:
-        return f"{minutes} min"
-    if hours < 24:
-        return f"{hours} h {minutes % 60} min" if minutes % 60 else f"{hours} h"
-    return f"{days} d {hours % 24} h" if hours % 24 and days < 10 else f"{days} d"
-
-
 def moment(at: datetime | None, now: datetime) -> Moment | None:
-    """Return how ``at`` is shown at ``now``: exact in the site's time zone, and ``3 min ago`` or ``in 3 min``."""
+    """Return how ``at`` is shown at ``now``: exact in the site's time zone, and ``3m ago`` or ``in 3m``."""
     if at is None:
         return None
     age = now - at
-    distance = f"in {age_text(-age)}" if age < timedelta(seconds=-1) else f"{age_text(age)} ago"
+    distance = f"in {humanise(-age)}" if age < timedelta(seconds=-1) else f"{humanise(age)} ago"
     return Moment(f"{timezone.localtime(at):%Y-%m-%d %H:%M:%S %Z}", distance)
 
 

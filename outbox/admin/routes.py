@@ -17,11 +17,12 @@ from outbox.admin import operations
 from outbox.admin.access import demand, may_operate, visible_services
 from outbox.admin.health import Problem, Severity, problems_of, worst
 from outbox.admin.pages import DeadEvent, Route, StandalonePage, model_url
-from outbox.admin.rendering import age_text, moment, visible
+from outbox.admin.rendering import moment, visible
 from outbox.conf import outbox_settings
 from outbox.declarations.routes import ServiceRoute
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch
+from outbox.operations.durations import humanise
 from outbox.operations.statistics import ServiceStatus, WorkerStatus, service_status
 from outbox.registry.catalog import route_registry, service_models
 from outbox.storage.pause_flags import switch_row
@@ -93,7 +94,7 @@ class RouteAdmin(StandalonePage):
             ailing=ailing,
             summary=f"{ailing} of {len(lines)} services need a look." if ailing else "All services are well.",
             now=moment(timezone.now(), timezone.now()),
-            lag_age=age_text(lag.age) if lag.age is not None and lag.age > timedelta(seconds=10) else "",
+            lag_age=humanise(lag.age) if lag.age is not None and lag.age > timedelta(seconds=10) else "",
             is_enabled=outbox_settings().enabled,
             **(extra_context or {}),
         )
@@ -158,7 +159,7 @@ class RouteAdmin(StandalonePage):
             problems=problems,
             event_types=status.event_types,
             numbers=self._numbers(request, status),
-            oldest="" if status.oldest_due_age is None else age_text(status.oldest_due_age),
+            oldest="" if status.oldest_due_age is None else humanise(status.oldest_due_age),
             lag="" if behind is None else f"{behind:,}",
             parts=[
                 self._part(operations.RELAY_PART, route, status.relays, is_paused=status.relay_paused),
@@ -183,7 +184,7 @@ class RouteAdmin(StandalonePage):
         now = timezone.now()
         return Part(
             name=name,
-            workers=[_worker(worker, age_text(now - worker.started_at)) for worker in workers],
+            workers=[_worker(worker, humanise(now - worker.started_at)) for worker in workers],
             is_paused=is_paused,
             switch_url=self.url("switch", route.service, name),
         )

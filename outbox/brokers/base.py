@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Protocol
 
@@ -212,11 +212,8 @@ class TopicState:
 class Capabilities:
     """What a backend can do, asked instead of its type."""
 
-    server: bool
-    """There is a server that can be away, with topics to create."""
     keeps_records: bool
     """Records live apart from the outbox rows, so they can get lost, be foreign, or come twice."""
-    extra: Mapping[str, bool] = field(default_factory=dict)
 
 
 class Broker(abc.ABC):

@@ -39,7 +39,7 @@ class _Topic:
 class MemoryBroker(Broker):
     """Holds everything; ``producer()`` and ``subscribe()`` give views of it. Safe to share between threads."""
 
-    capabilities = Capabilities(server=True, keeps_records=True)
+    capabilities = Capabilities(keeps_records=True)
 
     def __init__(self, *, partitions: int = 6, max_record_bytes: int = 1_000_000, creates_topics: bool = True) -> None:
         for name, value in (("partitions", partitions), ("max_record_bytes", max_record_bytes)):

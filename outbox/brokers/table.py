@@ -127,7 +127,7 @@ class TableSubscription:
 class TableBroker(Broker):
     """``open_rows`` gives the published rows of a route to a new member of its group."""
 
-    capabilities = Capabilities(server=False, keeps_records=False)
+    capabilities = Capabilities(keeps_records=False)
 
     def __init__(self, *, open_rows: OpenRows) -> None:
         self._open_rows = open_rows

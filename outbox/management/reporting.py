@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from argparse import ArgumentTypeError
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final
@@ -15,6 +15,7 @@ from django.db.utils import DatabaseError, InterfaceError, OperationalError
 from outbox.conf import outbox_settings
 from outbox.exceptions import OutboxError
 from outbox.log_text import one_line
+from outbox.operations.durations import UNITS_S
 
 _MESSAGE_MAX_LENGTH: Final = 20_000
 """A message may list names that a project has many of."""
@@ -93,8 +94,7 @@ def share(text: str) -> float:
     return number
 
 
-_UNITS: Final = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
-_DURATION: Final = re.compile("".join(rf"(?:(?P<{unit}>\d{{1,9}}){unit})?" for unit in _UNITS))
+_DURATION: Final = re.compile("".join(rf"(?:(?P<{unit}>\d{{1,9}}){unit})?" for unit in UNITS_S))
 
 
 def duration(text: str) -> timedelta:
@@ -107,35 +107,9 @@ def duration(text: str) -> timedelta:
     found = _DURATION.fullmatch(text.replace(" ", "").lower())
     parts = {unit: int(number) for unit, number in found.groupdict(default="0").items()} if found else {}
     try:
-        length = timedelta(seconds=sum(number * _UNITS[unit] for unit, number in parts.items()))
+        length = timedelta(seconds=sum(number * UNITS_S[unit] for unit, number in parts.items()))
     except OverflowError:
         length = timedelta(0)
     if length <= timedelta(0) or length > timedelta(days=36_500):
         raise ArgumentTypeError(f"{text!r} is not a length of time; write it like 30s, 15m, 36h, 7d, 2w or 1h30m")
     return length
-
-
-def humanise(length: timedelta) -> str:
-    """Say a length of time in its two largest units, days at the most: ``3m 12s``, ``9d``; below a second, ``0s``."""
-    left_s = max(int(length.total_seconds()), 0)
-    words = []
-    for unit in "dhms":
-        number, left_s = divmod(left_s, _UNITS[unit])
-        if number:
-            words.append(f"{number}{unit}")
-        elif words:
-            break
-    return " ".join(words[:2]) or "0s"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[str] = ()) -> str:
-    """Return aligned columns of text; those whose header is in ``right`` stand on the right."""
-    lines = [header, *rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if title in right else cell.ljust(width)
-            for title, cell, width in zip(header, line, widths, strict=True)
-        ).rstrip()
-        for line in lines
-    )

@@ -126,12 +126,11 @@ class JsonView:
     def __init__(self, *, one_line: bool) -> None:
         self._indent = None if one_line else 2
 
-    def show(self, reports: Sequence[ServiceReport]) -> str:
-        return self._dump({"services": [_service(report) for report in reports]})
-
-    def _dump(self, content: dict[str, Any]) -> str:
+    def parts(self, reports: Sequence[ServiceReport]) -> list[str]:
+        """Return what to show: one text."""
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        return json.dumps({"generated_at": at, **content}, indent=self._indent, ensure_ascii=False)
+        content = {"generated_at": at, "services": [_service(report) for report in reports]}
+        return [json.dumps(content, indent=self._indent, ensure_ascii=False)]
 
 
 def _service(report: ServiceReport) -> dict[str, Any]:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from django.utils import timezone
+from rich.console import RenderableType
+from rich.text import Text
 
 from outbox.lifecycle import Status
 from outbox.log_text import one_line
-from outbox.management.reporting import humanise, table
+from outbox.management.console import table
 from outbox.management.status_report import ServiceReport, databases_away
+from outbox.operations.durations import humanise
 from outbox.operations.statistics import ServiceStatus, WorkerStatus
 
 _HEADER: Final = (
@@ -26,6 +29,7 @@ _HEADER: Final = (
     "NOTES",
 )
 _RIGHT: Final = ("PENDING", "PUBLISHED", "CONSUMED", "DEAD", "OLDEST DUE", "LAG")
+_BAD, _NOTE = "bold red", "yellow"
 
 
 class TableView:
@@ -34,30 +38,31 @@ class TableView:
     def __init__(self, *, dated: bool) -> None:
         self._dated = dated
 
-    def show(self, reports: Sequence[ServiceReport]) -> str:
-        lines = [table(_HEADER, [_cells(report) for report in reports], right=_RIGHT)]
+    def parts(self, reports: Sequence[ServiceReport]) -> list[RenderableType]:
+        """Return what to show, from top to bottom."""
+        parts: list[RenderableType] = [f"{timezone.localtime():%Y-%m-%d %H:%M:%S}"] if self._dated else []
+        parts.append(table(_HEADER, [_cells(report) for report in reports], right=_RIGHT))
         if away := databases_away(reports):
-            lines.append(f"database unavailable: {away}")
+            parts.append(Text(f"database unavailable: {away}", _BAD))
         if problem := next((each.broker_problem for each in reports), ""):
-            lines.append(f"broker unavailable, lag unknown: {problem}")
-        return self._under_date("\n".join(lines))
-
-    def _under_date(self, text: str) -> str:
-        return f"{timezone.localtime():%Y-%m-%d %H:%M:%S}\n{text}" if self._dated else text
+            parts.append(Text(f"broker unavailable, lag unknown: {problem}", _BAD))
+        return parts
 
 
-def _cells(report: ServiceReport) -> tuple[str, ...]:
+def _cells(report: ServiceReport) -> tuple[str | Text, ...]:
     status = report.status
     if status is None:
-        return (report.route.service, *"?????", _lag(report), "?", "?", "database unavailable")
+        return (report.route.service, *"?????", _lag(report), "?", "?", Text("database unavailable", _BAD))
+    dead = status.counts[Status.DEAD]
     return (
         report.route.service,
-        *(str(status.counts[each]) for each in (Status.PENDING, Status.PUBLISHED, Status.CONSUMED, Status.DEAD)),
+        *(str(status.counts[each]) for each in (Status.PENDING, Status.PUBLISHED, Status.CONSUMED)),
+        Text(str(dead), _BAD if dead.value else ""),
         "-" if status.oldest_due_age is None else humanise(status.oldest_due_age),
         _lag(report),
         _workers(status.relays),
         _workers(status.consumers),
-        _notes(report, status),
+        Text(_notes(report, status), _NOTE),
     )
 
 
@@ -67,10 +72,11 @@ def _lag(report: ServiceReport) -> str:
     return "-" if report.lag is None else f"{report.lag:,}"
 
 
-def _workers(workers: Sequence[WorkerStatus]) -> str:
+def _workers(workers: Sequence[WorkerStatus]) -> Text:
     """Say how many there are and, where they lease shards, who holds how many: ``2 (8+8)``."""
     shards = "+".join(str(worker.shards) for worker in workers)
-    return f"{len(workers)} ({shards})" if any(worker.shards for worker in workers) else str(len(workers))
+    text = f"{len(workers)} ({shards})" if any(worker.shards for worker in workers) else str(len(workers))
+    return Text(text, "" if workers else _BAD)
 
 
 def _notes(report: ServiceReport, status: ServiceStatus) -> str:

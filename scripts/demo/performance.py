@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -13,6 +14,7 @@ from django.db.models import QuerySet
 
 from outbox.coordination.leases import CONSUMER, RELAY
 from outbox.lifecycle import UNFINISHED
+from outbox.management.console import console_on
 from outbox.models import OutboxMessage, RejectedRecord, Worker
 from outbox.registry.catalog import service_models
 from scripts.demo import servers
@@ -43,13 +45,14 @@ def run(stage: Stage, *, events: int, time_limit: timedelta) -> None:
     published = Published()
     garbage = 1 if stage.kind is Kind.KAFKA else 0
     total = story.events + len(story.poisons) + business.events
+    console = console_on(sys.stdout)
     with workers(stage) as running:
         _wait_for_workers(running, deadline)
         print(
             f"Publishing {story.events:,} events of {story.conversations} conversations and {len(story.poisons)}"
             f" poisonous rows, and what {len(business.users)} users do, while the workers work …"
         )
-        with Progress(total) as progress:
+        with Progress(console, total) as progress:
             for _act in chain(publish_story(story, published), publish_business(business)):
                 if progress.due:
                     progress.show(count_rows())
@@ -60,11 +63,11 @@ def run(stage: Stage, *, events: int, time_limit: timedelta) -> None:
             command.stop()
     audit = Audit(published, garbage=garbage)
     checks = [*audit.checks(), *BusinessAudit(business, audit.rows).checks()]
-    say_what_happened(audit, published, running)
-    say_what_was_checked(checks)
+    say_what_happened(console, audit, published, running)
+    say_what_was_checked(console, checks)
     if not all(check.ok for check in checks):
         raise DemoError("not everything that was checked holds; see BROKEN above.")
-    say_how_to_look(stage)
+    say_how_to_look(console, stage)
 
 
 def _prepare(stage: Stage) -> None:

@@ -1,21 +1,23 @@
-"""How far the events are: a bar on a terminal, a line now and then elsewhere."""
+"""How far the events are."""
 
 from __future__ import annotations
 
-import shutil
-import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from django.db.models import Count, Q, QuerySet
+from rich import progress
+from rich.console import Console
 
 from outbox.registry.catalog import service_models
 
-_REDRAW_S = 0.1
-_PLAIN_LINE_S = 1.0
-_WIDTH_MIN, _WIDTH_MAX = 8, 40
+_REDRAW_S: Final = 0.1
+_TEXT: Final = (
+    "published {task.fields[published]:,} · relayed {task.fields[relayed]:,} · consumed {task.fields[consumed]:,}"
+    " · dead {task.fields[dead]:,}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,42 +49,30 @@ def count_rows() -> Counts:
 
 
 class Progress:
-    """Shows ``Counts`` of ``total`` rows, no more often than is of use."""
+    """Shows ``Counts`` of ``total`` rows as a bar on a terminal, and not at all elsewhere."""
 
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._is_terminal = sys.stdout.isatty()
-        self._every_s = _REDRAW_S if self._is_terminal else _PLAIN_LINE_S
+    def __init__(self, console: Console, total: int) -> None:
+        columns = (progress.BarColumn(), progress.TextColumn(_TEXT, markup=False), progress.TimeElapsedColumn())
+        self._is_shown = console.is_terminal
+        self._bar = progress.Progress(*columns, console=console, disable=not self._is_shown)
+        self._task = self._bar.add_task("", total=total, **asdict(Counts()))
         self._shown_at = time.monotonic()
-        self._last = ""
 
     def __enter__(self) -> Self:
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._is_terminal and self._last:
-            print()
+        self._bar.stop()
 
     @property
     def due(self) -> bool:
         """Say whether it is time to show something: counting costs the database some work."""
-        return time.monotonic() - self._shown_at >= self._every_s
+        return self._is_shown and time.monotonic() - self._shown_at >= _REDRAW_S
 
     def show(self, counts: Counts) -> None:
         """Show ``counts``."""
-        text = (
-            f"published {counts.published:,} · relayed {counts.relayed:,} · consumed {counts.consumed:,}"
-            f" · dead {counts.dead:,}"
-        )
-        if self._is_terminal:
-            columns = shutil.get_terminal_size().columns - 1
-            width = min(_WIDTH_MAX, max(_WIDTH_MIN, columns - len(text) - len("  [] ")))
-            filled = min(width, width * counts.finished // max(1, self._total))
-            line = f"  [{'█' * filled}{'░' * (width - filled)}] {text}"[:columns]
-            print(f"\r\x1b[K{line}", end="", flush=True)
-        elif text != self._last:
-            print(f"  {text}", flush=True)
-        self._last = text
+        self._bar.update(self._task, completed=counts.finished, **asdict(counts))
         self._shown_at = time.monotonic()

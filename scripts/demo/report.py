@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+from rich.console import Console
+from rich.text import Text
+
 from outbox.lifecycle import Status
+from outbox.management.console import show, table
 from scripts.demo.audit import Audit
 from scripts.demo.checks import Check
 from scripts.demo.processes import Command
@@ -17,61 +21,63 @@ USER, PASSWORD = "admin", "demo"
 _REASON_LENGTH = 200
 
 
-def say_what_happened(audit: Audit, published: Published, running: Sequence[Command]) -> None:
+def say_what_happened(console: Console, audit: Audit, published: Published, running: Sequence[Command]) -> None:
     """Print the counts, the workers' own words and the speed."""
     by_status = Counter(row.status for row in audit.rows)
-    print("\nWhat happened")
-    _table((status.value, f"{by_status[status.value]:,}") for status in Status)
+    _show(console, "What happened", ((status.value, f"{by_status[status.value]:,}") for status in Status))
     ends = Counter((row.service, row.event_type, row.status) for row in audit.rows)
-    print("\nWhich events of which service")
-    _table((service, event_type, status, f"{count:,}") for (service, event_type, status), count in sorted(ends.items()))
-    print("\nWhat the workers say")
-    _table((command.line, said) for command in running for said in command.summary())
+    of_service = ((*end, f"{count:,}") for end, count in sorted(ends.items()))
+    _show(console, "Which events of which service", of_service)
+    _show(console, "What the workers say", ((command.line, said) for command in running for said in command.summary()))
     failed = [row for row in audit.rows if row.retry_count]
-    print()
-    _table(
+    _show(
+        console,
+        "Retries, snapshots and speed",
         [
             ("failed attempts, retried", f"{sum(row.retry_count for row in failed)} of {len(failed)} events"),
             ("snapshots published / kept", f"{len(published.snapshots):,} / {_conversations(published):,}"),
             ("speed", _speed(audit.rows)),
-        ]
+        ],
     )
-    print("\nDead, with the reason that the admin shows")
+    show(console, "", Text("Dead, with the reason that the admin shows", "bold"))
     for row in audit.rows:
         if row.status == Status.DEAD:
             poison = audit.poison_of(row)
             fault = poison.fault if poison else "not expected"
-            print(f"  {row.service} row {row.id}: {fault}\n    {row.reason.splitlines()[0][:_REASON_LENGTH]}")
+            reason = row.reason.splitlines()[0][:_REASON_LENGTH]
+            show(console, f"  {row.service} row {row.id}: {fault}", f"    {reason}")
 
 
-def say_what_was_checked(checks: Sequence[Check]) -> None:
+def say_what_was_checked(console: Console, checks: Sequence[Check]) -> None:
     """Print the checks, and the first cases where one does not hold."""
-    print("\nChecked, row by row")
-    _table(
-        ("ok" if check.ok else "BROKEN", check.what, f"{check.held:,} of {check.of:,}")
+    rows = (
+        (Text("ok", "green") if check.ok else Text("BROKEN", "bold red"), check.what, f"{check.held:,} of {check.of:,}")
         for check in checks
         if check.of or not check.ok
     )
+    _show(console, "Checked, row by row", rows)
     for check in checks:
         for case in check.broken:
-            print(f"    {check.what}: {case}")
+            show(console, f"    {check.what}: {case}")
 
 
-def say_how_to_look(stage: Stage) -> None:
+def say_how_to_look(console: Console, stage: Stage) -> None:
     """Print how to open the admin on this demo's data."""
-    print(
+    show(
+        console,
         f"\nLook at it in the admin, with relays and consumers running (on {stage.description}):\n"
         f"  make run\n"
         f"  http://127.0.0.1:8000/admin/   user {USER}, password {PASSWORD} (of this demo only)\n"
-        f"Mend a dead event there, send it again and see it consumed."
+        f"Mend a dead event there, send it again and see it consumed.",
     )
 
 
-def _table(rows: Iterable[tuple[str, ...]]) -> None:
+def _show(console: Console, title: str, rows: Iterable[tuple[str | Text, ...]]) -> None:
+    """Show a title, and below it an indented table without a header."""
     lines = list(rows)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    cells = table([""] * (1 + len(lines[0])), [("", *line) for line in lines])
+    cells.show_header = False
+    show(console, "", Text(title, "bold"), cells)
 
 
 def _conversations(published: Published) -> int:

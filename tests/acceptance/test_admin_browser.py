@@ -134,7 +134,7 @@ def test_dead_event_is_replayed_and_consumed(operator: Operator) -> None:
     operator.follow("1 dead")
     operator.sees("the lock was not to be had")
     operator.follow("agent.state.snapshot.persist")
-    operator.sees("died 3 min ago")
+    operator.sees("died 3m")
     operator.sees('"conversation_id": "conv-9"')
     operator.press("Replay")
     operator.sees("Replayed: the event is sent again")
@@ -189,7 +189,7 @@ def test_events_of_two_services_are_given_up_together(operator: Operator) -> Non
     assert statuses(rows) == ["dead"] * 3
     expect(operator.page.locator(".ob-card")).to_have_count(1)
     operator.page.get_by_text("given up", exact=True).click()
-    operator.sees("Given up by root, 0 s ago: the user is gone")
+    operator.sees("Given up by root, 0s ago: the user is gone")
     expect(operator.page.locator(".ob-card")).to_have_count(2)
 
 
@@ -212,7 +212,7 @@ def test_relay_is_paused_and_resumed(operator: Operator) -> None:
     operator.page.locator("#agent").get_by_role("link", name="Pause…").first.click()
     operator.page.get_by_label("Reason").fill("the broker moves")
     operator.press("Pause the relay")
-    operator.sees("The relay is paused (root, 0 s ago: the broker moves).")
+    operator.sees("The relay is paused (root, 0s ago: the broker moves).")
     work()
     assert now_of(row).status == "pending"
 

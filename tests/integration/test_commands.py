@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import pty
 import re
 import secrets
 import signal
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from io import StringIO
 from pathlib import Path
@@ -31,7 +32,6 @@ from outbox.fields import SHARD_COUNT, UtcNow, from_now
 from outbox.management import status_report
 from outbox.management.command import OutboxCommand
 from outbox.management.commands import outbox_status, outbox_topics
-from outbox.management.status_watch import watch
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
 from outbox.workers import lag
 from tests import factories
@@ -390,30 +390,30 @@ def test_nothing_is_waited_for_beyond_the_timeout(alias: str, monkeypatch: pytes
 # --- outbox_status --watch ---------------------------------------------------------------------------------------
 
 
-class Screen(StringIO):
-    def __init__(self, *, terminal: bool) -> None:
-        super().__init__()
-        self._terminal = terminal
-
-    def isatty(self) -> bool:
-        return self._terminal
-
-
+@on_sqlite
 @pytest.mark.parametrize("terminal", [True, False])
-def test_watching_draws_anew_on_a_terminal(terminal: bool) -> None:
+def test_watching_draws_anew_on_a_terminal(alias: str, monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> None:
     stop = StopFlag()
-    shows = iter(["first", "second"])
+    monkeypatch.setattr(outbox_status, "stop_on_signals", lambda: nullcontext(stop))
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    draws = itertools.count(1)
 
-    def show() -> str:
-        shown = next(shows)
-        if shown == "second":
-            stop.set()
-        return f"{shown}\n"
+    class Screen(StringIO):
+        def isatty(self) -> bool:
+            return terminal
 
-    screen = Screen(terminal=terminal)
-    watch(show, screen, stop, pause=timedelta(0))
-    clear = "\x1b[H\x1b[2J" if terminal else ""
-    assert screen.getvalue() == "".join(f"{clear}{text}\n" for text in ("first", "second"))
+        def write(self, text: str) -> int:
+            if "agent" in text and next(draws) == 2:
+                stop.set()
+            return super().write(text)
+
+    screen = Screen()
+    call_command("outbox_status", "agent", "--watch", "1", "--timeout", "30s", stdout=screen)
+    shown = screen.getvalue()
+    assert shown.count("SERVICE") == 2
+    assert shown.count("\x1b[2J\x1b[H20") == (2 if terminal else 0), "the time comes first"
+    assert ("\x1b" in shown) == terminal
 
 
 @pytest.fixture(scope="module")
@@ -451,6 +451,28 @@ def test_watching_ends_well_when_asked(environment: dict[str, str], tmp_path: Pa
             process.kill()
     for line in shown.read_text().splitlines():
         assert json.loads(line)["services"][0]["service"] == "agent"
+
+
+@pytest.mark.parametrize(("arguments", "is_colored"), [((), True), (("--no-color",), False)])
+def test_terminal_gets_colours_unless_they_are_switched_off(
+    environment: dict[str, str], arguments: tuple[str, ...], *, is_colored: bool
+) -> None:
+    ours, theirs = pty.openpty()
+    try:
+        subprocess.run(
+            manage("outbox_status", "agent", *arguments),
+            cwd=CHECKOUT,
+            env={**environment, "TERM": "xterm", "COLUMNS": "120"},
+            stdout=theirs,
+            check=True,
+        )
+        shown = os.read(ours, 65_536).decode()
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "no relay runs" in shown
+    assert bool(re.search(r"\x1b\[1;31m0 *\x1b\[0m", shown)) is is_colored, "there is no relay"
+    assert bool(re.search(r"\x1b\[[\d;]*m", shown)) is is_colored
 
 
 def test_exit_codes_are_those_of_the_help(environment: dict[str, str]) -> None:

@@ -112,7 +112,9 @@ def test_everything_can_be_sealed_anew(alias: str, server: WebhookServer) -> Non
     channels(alias).save(1, webhook=server.url(), token=TOKEN)
     channels(alias).save(2, enabled=False)
     before = channels(alias).of_users([1])[1]
-    assert channels(alias).reseal() == 2
+    told: list[int] = []
+    assert channels(alias).reseal(told.append) == 2
+    assert told == list(range(1, channels(alias).count() + 1))
     after = channels(alias).of_users([1])[1]
     assert (before.webhook, before.token) != (after.webhook, after.token)
     assert stored_secrets(alias, 1) == (server.url(), TOKEN)

@@ -355,14 +355,16 @@ def test_wrong_arguments_are_explained(alias: str, arguments: list[str], said: s
 
 
 @pytest.mark.parametrize("database_alias", ["default"], indirect=True)
-def test_progress_is_told_to_a_terminal_only(alias: str) -> None:
+def test_progress_is_drawn_on_a_terminal_only(alias: str) -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True
 
     old(alias, 25)
     terminal, pipe = Terminal(), StringIO()
-    call_command("outbox_prune", "agent", "--batch-size", "10", stdout=StringIO(), stderr=terminal)
-    assert "agent: 10 deleted\ragent: 20 deleted\ragent: 25 deleted\r" in terminal.getvalue()
-    call_command("outbox_prune", "agent", stdout=StringIO(), stderr=pipe)
-    assert pipe.getvalue() == ""
+    call_command("outbox_prune", "agent", "--batch-size", "10", "--busy-share", "1", stdout=terminal)
+    assert "25/25" in terminal.getvalue()
+    assert "agent: deleted 25 consumed events older than 7d" in terminal.getvalue()
+    old(alias, 25)
+    call_command("outbox_prune", "agent", stdout=pipe)
+    assert pipe.getvalue() == "agent: deleted 25 consumed events older than 7d\n"

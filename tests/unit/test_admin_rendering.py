@@ -1,4 +1,4 @@
-"""How the admin shows ages, sizes, payloads and bytes."""
+"""How the admin shows moments, sizes, payloads and bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from outbox.admin.rendering import (
-    age_text,
     first_line,
     moment,
     shown_bytes,
@@ -20,28 +19,12 @@ from outbox.admin.rendering import (
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(
-    ("age", "text"),
-    [
-        (timedelta(seconds=-5), "0 s"),
-        (timedelta(seconds=59.9), "59 s"),
-        (timedelta(minutes=3, seconds=59), "3 min"),
-        (timedelta(hours=2), "2 h"),
-        (timedelta(hours=2, minutes=5), "2 h 5 min"),
-        (timedelta(days=4, hours=1), "4 d 1 h"),
-        (timedelta(days=40, hours=1), "40 d"),
-    ],
-)
-def test_age_is_said_in_the_units_that_matter(age: timedelta, text: str) -> None:
-    assert age_text(age) == text
-
-
 def test_moment_says_how_far_it_is() -> None:
     past, future = moment(NOW - timedelta(minutes=3), NOW), moment(NOW + timedelta(minutes=3), NOW)
     assert past is not None
     assert future is not None
-    assert (past.exact, past.distance) == ("2026-01-02 03:01:05 UTC", "3 min ago")
-    assert future.distance == "in 3 min"
+    assert (past.exact, past.distance) == ("2026-01-02 03:01:05 UTC", "3m ago")
+    assert future.distance == "in 3m"
     assert moment(None, NOW) is None
 
 

@@ -1,4 +1,4 @@
-"""Lengths of time as people write and read them, and aligned tables."""
+"""Lengths of time as people write and read them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.management.reporting import duration, humanise, share, table
+from outbox.management.reporting import duration, share
+from outbox.operations.durations import humanise
 
 
 @pytest.mark.parametrize(
@@ -61,12 +62,6 @@ def test_humanised_length_can_be_read_again_and_loses_little(seconds: int) -> No
     again = duration(humanise(length))
     assert again <= length
     assert length - again < max(length / 20, timedelta(seconds=1))
-
-
-def test_table_is_aligned_and_has_no_trailing_blanks() -> None:
-    assert table(("NAME", "N", "NOTE"), [("a", "1", ""), ("longer", "1,000", "x")], right=("N",)) == (
-        "NAME        N  NOTE\na           1\nlonger  1,000  x"
-    )
 
 
 @pytest.mark.parametrize("text", ["0", "-0.5", "1.01", "nan", "inf", "half", ""])

@@ -38,7 +38,7 @@ class KafkaBroker(Broker):
     The options are those of ``KafkaOptions``.
     """
 
-    capabilities = Capabilities(server=True, keeps_records=True)
+    capabilities = Capabilities(keeps_records=True)
 
     def __init__(self, *, bootstrap_servers: str | list[str], **options: Any) -> None:
         self._options = KafkaOptions.parse({"bootstrap_servers": bootstrap_servers, **options})

@@ -10,7 +10,8 @@ from django.core.management.base import CommandError
 
 from outbox.conf import outbox_settings
 from outbox.management.command import OutboxCommand
-from outbox.management.reporting import explain_errors, explain_outage, explain_refusal, table
+from outbox.management.console import table
+from outbox.management.reporting import explain_errors, explain_outage, explain_refusal
 from outbox.storage.installations import installation_id, renew_installation_id
 from outbox.storage.worker_rows import workers_seen
 from outbox.workers.build import routes_of
@@ -37,7 +38,7 @@ class Command(OutboxCommand):
                 _refuse_beside_workers(services)
             ids = {using: (renew_installation_id if renew else installation_id)(using) for using in services}
         rows = [(using, ids[using], ", ".join(named)) for using, named in services.items()]
-        self.stdout.write(table(("DATABASE", "INSTALLATION", "SERVICES"), rows))
+        self.show(table(("DATABASE", "INSTALLATION", "SERVICES"), rows))
 
 
 def _refuse_beside_workers(databases: dict[str, list[str]]) -> None:

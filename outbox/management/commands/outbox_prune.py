@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from outbox.coordination.shutdown import stop_on_signals
+from outbox.coordination.shutdown import StopFlag, stop_on_signals
 from outbox.management.command import OutboxCommand
-from outbox.management.reporting import duration, explain_errors, explain_outage, humanise, positive, share
-from outbox.operations.pruning import PruningOrder, prune
+from outbox.management.reporting import duration, explain_errors, explain_outage, positive, share
+from outbox.operations.durations import humanise
+from outbox.operations.pruning import PruneResult, PruningOrder, prune
 from outbox.registry.catalog import repository_of
+from outbox.storage.repository import OutboxRepository
 from outbox.workers.build import routes_of
 
 
@@ -43,14 +47,24 @@ class Command(OutboxCommand):
         verb = "would delete" if dry_run else "deleted"
         with explain_errors(), explain_outage(), stop_on_signals() as stop:
             repositories = [repository_of(route.service) for route in routes_of(services)]
-            for done in prune(repositories, order, stop, tell=self._tell):
-                self.stdout.write(
-                    f"{done.service}: {verb} {done.count:,} {done.what} older than {humanise(done.older_than)}"
-                )
-            if stop.is_set:
-                self.stdout.write("stopped; run it again to go on")
+            finished: list[PruneResult] = []
+            with self.progress("rows deleted", self._total(repositories, order, stop)) as draw:
 
-    def _tell(self, service: str, deleted: int) -> None:
-        """Tell a person at a terminal how far it is."""
-        if self.stderr.isatty():
-            self.stderr.write(f"{service}: {deleted:,} deleted", style_func=str, ending="\r")
+                def tell(_service: str, deleted: int) -> None:
+                    draw(sum(done.count for done in finished) + deleted)
+
+                for done in prune(repositories, order, stop, tell):
+                    finished.append(done)
+                    self.show(
+                        f"{done.service}: {verb} {done.count:,} {done.what} older than {humanise(done.older_than)}"
+                    )
+            if stop.is_set:
+                self.show("stopped; run it again to go on")
+
+    def _total(self, repositories: Sequence[OutboxRepository], order: PruningOrder, stop: StopFlag) -> int:
+        """Count what there is to delete, for a bar: counting costs the database something, so for nothing else."""
+        if order.dry_run or not self.console.is_terminal:
+            return 0
+        with self.busy("counting rows"):
+            counting = prune(repositories, replace(order, dry_run=True), stop, tell=lambda _, __: None)
+            return sum(done.count for done in counting)

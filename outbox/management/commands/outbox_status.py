@@ -13,7 +13,6 @@ from outbox.management.command import OutboxCommand
 from outbox.management.reporting import duration, explain_errors, positive
 from outbox.management.status_report import JsonView, StatusProbe, call_for_a_person, databases_away
 from outbox.management.status_table import TableView
-from outbox.management.status_watch import watch
 from outbox.workers.build import open_broker, routes_of
 
 
@@ -52,10 +51,16 @@ class Command(OutboxCommand):
                 pass  # nothing connects: wrong settings are said before the broker is said to be away
             probe = StatusProbe(routes_of(services), stalled_after=stalled_after, timeout=timeout)
             if pause_s is not None:
-                watch(lambda: view.show(probe.reports()), self.stdout, stop, pause=timedelta(seconds=pause_s))
+                while not stop.is_set:
+                    parts = view.parts(probe.reports())
+                    with self.console:  # one write: nothing flickers
+                        self.console.clear()
+                        self.show(*parts)
+                    stop.wait(timedelta(seconds=pause_s))
                 return
-            reports = probe.reports()
-        self.stdout.write(view.show(reports))
+            with self.busy("asking databases and broker"):
+                reports = probe.reports()
+        self.show(*view.parts(reports))
         if check and (call := call_for_a_person(reports)):
             raise CommandError(call, returncode=2)
         if away := databases_away(reports):

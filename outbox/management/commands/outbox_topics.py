@@ -6,10 +6,12 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.core.management.base import CommandError
+from rich.text import Text
 
 from outbox.brokers.base import TopicState
 from outbox.management.command import OutboxCommand
-from outbox.management.reporting import explain_errors, positive, table
+from outbox.management.console import table
+from outbox.management.reporting import explain_errors, positive
 from outbox.workers.build import open_broker, routes_of
 
 
@@ -35,11 +37,12 @@ class Command(OutboxCommand):
             raise CommandError("--partitions and --replication say how topics are created: add --create")
         with explain_errors(), open_broker() as broker:
             routes = routes_of(services)
-            if create:
-                states = broker.create_topics(routes, partitions=partitions, replication=replication)
-            else:
-                states = broker.topics(routes)
-        self.stdout.write(
+            with self.busy("creating topics" if create else "asking the broker"):
+                if create:
+                    states = broker.create_topics(routes, partitions=partitions, replication=replication)
+                else:
+                    states = broker.topics(routes)
+        self.show(
             table(
                 ("SERVICE", "TOPIC", "PARTITIONS", "STATE"),
                 [(route.service, *_cells(state)) for route, state in zip(routes, states, strict=True)],
@@ -52,6 +55,7 @@ class Command(OutboxCommand):
             raise CommandError(f"{len(unready)} of {len(states)} topics are not ready: {', '.join(unready)}{advice}")
 
 
-def _cells(state: TopicState) -> tuple[str, str, str]:
-    word = state.problem or ("ready" if state.exists else "missing")
-    return state.topic, str(state.partitions) if state.exists else "-", word
+def _cells(state: TopicState) -> tuple[str, str, Text]:
+    is_ready = state.exists and not state.problem
+    word = state.problem or ("ready" if is_ready else "missing")
+    return state.topic, str(state.partitions) if state.exists else "-", Text(word, "green" if is_ready else "bold red")

@@ -20,7 +20,9 @@ class Command(OutboxCommand):
     def handle(self, **_: Any) -> None:
         with explain_errors():
             try:
-                done = build_channels().reseal()
+                channels = build_channels()
+                with self.progress("channels", channels.count()) as draw:
+                    done = channels.reseal(tell=draw)
             except SealError as error:
                 raise CommandError(str(error)) from error
         self.stdout.write(f"resealed {done}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +10,8 @@ from typing import Any
 from outbox.contrib.shared_table.relocation import Rehoming
 from outbox.coordination.shutdown import stop_on_signals
 from outbox.management.command import OutboxCommand
-from outbox.management.progress import ProgressBar
-from outbox.management.reporting import explain_errors, positive, table
+from outbox.management.console import table
+from outbox.management.reporting import explain_errors, positive
 from outbox.registry.catalog import route_registry
 
 
@@ -33,17 +32,18 @@ class Command(OutboxCommand):
         with explain_errors(), stop_on_signals() as stop:
             registry = route_registry()
             rehoming = Rehoming(registry.catalog.route(service), registry)
-            survey = rehoming.survey()
+            with self.busy("counting rows"):
+                survey = rehoming.survey()
             total = sum(each.rows for each in survey)
             if dry_run or not total:
                 rows = [(each.event_type, each.owner, each.status, f"{each.rows:,}") for each in survey]
                 self._report(("event type", "owner", "status", "rows"), rows, f"{total:,} rows would move.")
                 return
             moved: Counter[tuple[str, str]] = Counter()
-            with ProgressBar(total, "moved", stream=sys.stderr) as progress:
+            with self.progress("rows moved", total) as draw:
                 for batch in rehoming.run(batch_size=batch_size):
                     moved.update({(each.event_type, each.owner): each.rows for each in batch})
-                    progress.update(moved.total())
+                    draw(moved.total())
                     if stop.is_set:
                         break
             done = [(event_type, owner, f"{number:,}") for (event_type, owner), number in sorted(moved.items())]
@@ -51,6 +51,4 @@ class Command(OutboxCommand):
             self._report(("event type", "owner", "rows"), done, f"{moved.total():,} rows moved{unfinished}.")
 
     def _report(self, header: Sequence[str], rows: Sequence[Sequence[str]], summary: str) -> None:
-        if rows:
-            self.stdout.write(table(header, rows, right=("rows",)))
-        self.stdout.write(summary)
+        self.show(*([table(header, rows, right=("rows",))] if rows else []), summary)
