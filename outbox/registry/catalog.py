@@ -31,7 +31,7 @@ def route_registry() -> RouteRegistry:
 
     :raises UnknownServiceError: a contract names a service that no installed app declares.
     """
-    registry = RouteRegistry(ServiceCatalog(service_route(service) for service in service_models()))
+    registry = RouteRegistry(ServiceCatalog(service_route(*declared) for declared in service_models().items()))
     for contract in contracts:
         registry.register(contract.event_type, contract.service)
     return registry

@@ -32,8 +32,8 @@ from outbox.relay.outgoing import OutgoingRecords
 from outbox.relay.pauses import IdlePauses
 from outbox.relay.redelivery import pause_before_redelivery
 from outbox.storage.dialects import from_db
-from outbox.storage.relay_rows import RelayRows
-from outbox.storage.rows import Due, Failure
+from outbox.storage.relay_rows import UNBOUNDED, RelayRows
+from outbox.storage.rows import Counts, Due, Failure
 
 logger = get_logger(__name__)
 
@@ -56,14 +56,16 @@ class _InFlight:
     claimed_at: Any
     pauses: dict[int, timedelta]
     """How long those rows may stay published that are sent again."""
+    counts: Counts
+    """Of those rows that were put back before the claim."""
 
 
 class Relay:
     """One service's relay; an object that a test can hold: broker, leases and clock are passed in.
 
     ``parks_key`` says whether the death of an event type holds back its key. ``reference_bytes``: a payload
-    column longer than this stays in its row, its record says where it is. ``hand`` does the marking; ``wake_ups``
-    opens what ends a pause early.
+    column longer than this stays in its row, its record says where it is, unless payloads of the service travel whole.
+    ``hand`` does the marking; ``wake_ups`` opens what ends a pause early.
     """
 
     def __init__(
@@ -92,7 +94,7 @@ class Relay:
         self._heartbeat = heartbeat or NullHeartbeat()
         self._parks_key = parks_key
         self._options = options
-        self._reference_bytes = reference_bytes
+        self._reference_bytes = reference_bytes if self._route.whole_payload_bytes is None else UNBOUNDED
         self._clock = clock
         self._producer: Producer | None = None
         self._redeliver_after = timedelta(seconds=options.redeliver_after_seconds)
@@ -178,6 +180,7 @@ class Relay:
                         for row in rows
                         if row.published_for is not None
                     },
+                    claim.counts,
                 )
             )
         self._after = claim.last
@@ -195,7 +198,7 @@ class Relay:
                 records.append(self._outgoing.of(row, sent_at))
             except EnvelopeError as error:
                 failure = Failure(f"EnvelopeError: {error}", "EnvelopeError")
-                self._bury(row.id, row.event_type, failure, claimed_at)
+                self._bury(row.id, row.event_type, failure, claimed_at, {row.id: row.counts})
         return records
 
     def _settle(self, batch: _InFlight) -> None:
@@ -206,7 +209,7 @@ class Relay:
         report = batch.send.report(timedelta(seconds=self._options.send_timeout_seconds))
         self._heartbeat.moved()
         self._broker_answers = self._broker_answers or bool(report.acknowledged or report.refused)
-        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at, pauses=batch.pauses)
+        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at, pauses=batch.pauses, counts=batch.counts)
         # Counted by the broker's word: a fast consumer may have finished a row before it is marked.
         self.totals.published += len(report.acknowledged)
         for refusal in report.refused:
@@ -215,16 +218,26 @@ class Relay:
                 batch.event_types[refusal.outbox_id],
                 Failure(f"the broker refused the record: {refusal.reason}", "RecordRefused"),
                 batch.claimed_at,
+                batch.counts,
             )
         if report.acknowledged:
             signals.relayed.send_robust(self._route.service, count=len(report.acknowledged))
         if report.unanswered:
             raise BrokerUnavailableError(report.outage)
 
-    def _bury(self, row_id: int, event_type: str, failure: Failure, claimed_at: Any) -> None:
+    def _bury(
+        self,
+        row_id: int,
+        event_type: str,
+        failure: Failure,
+        claimed_at: Any,
+        counts: Counts,
+    ) -> None:
         """Make a row dead; one that a consumer holds, by an older record of it, is left to the next claim."""
         parks_key = self._parks_key(event_type)
-        if self._repository.bury_refused(row_id, failure=failure, parks_key=parks_key, claimed_at=claimed_at):
+        if self._repository.bury_refused(
+            row_id, failure=failure, parks_key=parks_key, claimed_at=claimed_at, counts=counts
+        ):
             self.totals.dead += 1
             logger.error("relay of %s: row %s is dead: %s", self._route.service, row_id, failure.reason)
             signals.refused.send_robust(self._route.service, outbox_id=row_id, reason=failure.reason)

@@ -28,7 +28,7 @@ class ConsumerRows(RowTransitions):
             return []
         now, length = self._sql.now, self._length_of("payload")
         found = self._fetch(
-            "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
+            f"SELECT id, {self._type}, message_key, status, retry_count, replay_count, max_retry,"
             f" (next_retry_at IS NULL OR next_retry_at <= {now}), traceparent,"
             f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN {self._sql.bytes_of.format('payload')} END,"
             f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions, event_id"
@@ -46,7 +46,7 @@ class ConsumerRows(RowTransitions):
         if not ids:
             return {}
         found = self._fetch(
-            f"SELECT id, event_type, message_key, event_id FROM {self._table}{self._sql.by_primary_key}"
+            f"SELECT id, {self._type}, message_key, event_id FROM {self._table}{self._sql.by_primary_key}"
             f" WHERE id IN ({id_list(ids)})"
         )
         return {row[0]: Identity(*row[1:]) for row in found}
@@ -166,7 +166,7 @@ class ConsumerRows(RowTransitions):
             return []
         return self._fetch(
             f"SELECT message_key, id, status, {self._sql.dated.format('next_retry_at')},"
-            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, event_type"
+            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, {self._type}"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
         )
 
