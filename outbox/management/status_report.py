@@ -132,27 +132,33 @@ def is_stalled(route: ServiceRoute, foreign_types: Sequence[str], *, longer_than
     """Say whether a row has been due, or on its way, for longer than that; foreign rows wait for ever and do not count.
 
     Both are answered by the first entry of an index. A published row is due again when it is time to redeliver it, so
-    that time, less the delay until then, is when it was sent. A row without a due time is due since it was changed, and
-    is on its way since it was published. One that was sent again and again is due again later than that: it is looked
+    that time, less the delay until then, is when it was sent, unless it was published later: a relay of other software
+    leaves its due time as it was. A row without a due time is due since it was changed, and is on its way since it was
+    published. One that was sent again and again is due again later than that: it is looked
     for by itself.
     """
     connection = connections[route.database]
     redeliver_after = timedelta(seconds=outbox_settings().relay.redeliver_after_seconds)
     sql = dialect_of(connection)
-    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
+    own = f" AND {sql.is_none_of(route.type_column, foreign_types)}" if foreign_types else ""
     due_before = OutboxRepository(route).now() - longer_than
     undated = f"(next_retry_at IS NULL OR next_retry_at < {_FIRST_MOMENT})"
+    dated = f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s"
+    sent_before = "(published_at IS NULL OR published_at < %s)"
     looks = (
-        (Status.PENDING, f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s", due_before),
-        (Status.PENDING, f"{undated} AND updated_at < %s", due_before),
-        (Status.PUBLISHED, f"next_retry_at >= {_FIRST_MOMENT} AND next_retry_at < %s", due_before + redeliver_after),
-        (Status.PUBLISHED, f"{undated} AND COALESCE(published_at, updated_at) < %s", due_before),
+        (Status.PENDING, dated, [due_before]),
+        (Status.PENDING, f"{undated} AND updated_at < %s", [due_before]),
+        (Status.PUBLISHED, f"{dated} AND {sent_before}", [due_before + redeliver_after, due_before]),
+        (Status.PUBLISHED, f"{undated} AND COALESCE(published_at, updated_at) < %s", [due_before]),
     )
     return any(
         count_rows(
-            route, f"status = %s AND {look}{own}", [status.value, to_db(connection, moment), *foreign_types], cap=1
+            route,
+            f"status = %s AND {look}{own}",
+            [status.value, *(to_db(connection, moment) for moment in moments), *foreign_types],
+            cap=1,
         ).value
-        for status, look, moment in looks
+        for status, look, moments in looks
     ) or is_sent_again_in_vain(route, foreign_types, sent_before=due_before, due_after=due_before + redeliver_after)
 
 
@@ -195,6 +201,7 @@ def _service(report: ServiceReport) -> dict[str, Any]:
         "open_rejected": _count(status.open_rejected),
         "other_installations": [_installation(each) for each in status.other_installations],
         "foreign": _count(status.foreign),
+        "ahead_of_time": _count(status.ahead_of_time),
         "oldest_due_age_seconds": None if due is None else round(due.total_seconds(), 3),
         "relays": [_worker(worker) for worker in status.relays],
         "consumers": [_worker(worker) for worker in status.consumers],
@@ -241,6 +248,7 @@ def _attention(status: ServiceStatus | None, stalled: bool, *, broker_problem: s
         ("rejected", status.open_rejected.value > 0),
         ("other installation", bool(status.other_installations)),
         ("foreign", status.foreign.value > 0),
+        ("time zone", status.ahead_of_time.value > 0),
         ("stalled", stalled),
     )
     return tuple(word for word, is_so in found if is_so)

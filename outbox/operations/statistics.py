@@ -19,6 +19,7 @@ from outbox.declarations.routes import RouteRegistry, ServiceRoute
 from outbox.fields import UtcNow, from_now
 from outbox.lifecycle import Status
 from outbox.models import RejectedRecord, ServiceSwitch, ShardLease, Worker
+from outbox.operations.time_zones import rows_ahead_of_time
 from outbox.registry.policies import EventPolicies
 from outbox.storage.dialects import dialect_of, from_db, moment_of, to_db
 
@@ -89,6 +90,8 @@ class ServiceStatus:
     consumers: tuple[WorkerStatus, ...]
     relay_paused: bool
     consumer_paused: bool
+    ahead_of_time: Count
+    """Pending rows that a session in another time zone wrote, so that they are not due."""
 
 
 def service_status(
@@ -127,6 +130,7 @@ def service_status(
         consumers=_workers(route, CONSUMER, f"{CONSUMER}-shards", ttl, waits=longest_call),
         relay_paused=bool(switch and switch.relay_paused),
         consumer_paused=bool(switch and switch.consumer_paused),
+        ahead_of_time=Count(*rows_ahead_of_time(route.database, route.table, cap=cap)),
     )
 
 
@@ -149,7 +153,7 @@ def is_sent_again_in_vain(
     """
     connection = connections[route.database]
     sql = dialect_of(connection)
-    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
+    own = f" AND {sql.is_none_of(route.type_column, foreign_types)}" if foreign_types else ""
     found = _fetch(
         route.database,
         f"SELECT COUNT(CASE WHEN COALESCE({sql.dated.format('published_at')}, updated_at) < %s THEN 1 END)"
@@ -174,7 +178,7 @@ def oldest_due_age(route: ServiceRoute, foreign_types: tuple[str, ...] = ()) -> 
     """
     sql = dialect_of(connections[route.database])
     now, created_at, due_at = sql.now, sql.dated.format("created_at"), sql.dated.format("next_retry_at")
-    own = f" AND {sql.is_none_of('event_type', foreign_types)}" if foreign_types else ""
+    own = f" AND {sql.is_none_of(route.type_column, foreign_types)}" if foreign_types else ""
     found = _fetch(
         route.database,
         f"SELECT COALESCE({created_at}, {due_at}), {now} FROM {route.table} WHERE status = %s"
@@ -211,12 +215,13 @@ def _parks_a_key(route: ServiceRoute, cap: int) -> bool:
 def _foreign(route: ServiceRoute, foreign_types: tuple[str, ...], cap: int) -> Count:
     if not foreign_types:
         return Count(0)
-    is_foreign = dialect_of(connections[route.database]).is_one_of("event_type", foreign_types)
+    is_foreign = dialect_of(connections[route.database]).is_one_of(route.type_column, foreign_types)
     counts = [
         _fetch(
             route.database,
-            f"SELECT COUNT(*), COUNT(CASE WHEN {is_foreign} THEN 1 END) FROM (SELECT event_type FROM {route.table}"
-            " WHERE status = %s ORDER BY next_retry_at, id LIMIT %s) oldest",
+            f"SELECT COUNT(*), COUNT(CASE WHEN {is_foreign} THEN 1 END)"
+            f" FROM (SELECT {route.type_column} FROM {route.table} WHERE status = %s"
+            " ORDER BY next_retry_at, id LIMIT %s) oldest",
             [*foreign_types, status.value, cap * 2],
         )[0]
         for status in (Status.PENDING, Status.PUBLISHED)
