@@ -251,6 +251,15 @@ def test_missing_packages_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPa
         packages.ensure("some")
 
 
+def test_a_program_on_the_path_stands_for_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "GROUPS", {"test": ("golang-go",)})
+    monkeypatch.setattr(packages.shutil, "which", lambda name: "/opt/go/bin/go" if name == "go" else None)
+    packages.ensure("test")
+    monkeypatch.setattr(packages.shutil, "which", lambda name: None)
+    with pytest.raises(MissingPackagesError, match="golang-go"):
+        packages.ensure("test")
+
+
 def test_nothing_is_installed_when_nothing_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "_is_installed", lambda _package: True)
     monkeypatch.setattr(packages, "_run", lambda command: pytest.fail(f"ran {command}"))
