@@ -10,7 +10,10 @@ A concrete table is declared by the app of its service::
             db_table = outbox_table("agent")
 
 Every column that is not part of the shared layout has a database default: a row that other software inserts with the
-shared columns only is valid, and is relayed.
+shared columns only is valid, and is relayed. Where that software calls the column of event types otherwise, the model
+says so, and nothing else does::
+
+        event_type = KeyField(max_length=64, db_column="biz_type")
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import ClassVar, Final
 from django.db import models
 
 from outbox.conf import ServiceOptions, outbox_settings
-from outbox.declarations.routes import ServiceRoute
+from outbox.declarations.routes import TYPE_COLUMN, ServiceRoute
 from outbox.exceptions import ConfigurationError
 from outbox.fields import KeyField, MomentField, ShardOf, ShortTextField, UtcNow
 from outbox.lifecycle import Status
@@ -32,8 +35,10 @@ WORKER_PARTITIONS_MAX_LENGTH: Final = 2000
 INSTALLATION_MAX_LENGTH: Final = 64
 
 
-def service_route(service: str) -> ServiceRoute:
+def service_route(service: str, model: type[OutboxMessage] | None = None) -> ServiceRoute:
     """Return the route of ``service``: its names by rule, overridden by ``OUTBOX['SERVICES']``.
+
+    Without the service's ``model``, what that alone says is as it is for most.
 
     :raises ConfigurationError: ``settings.OUTBOX`` is wrong, or a name that it gives or that follows is not allowed.
     """
@@ -46,7 +51,14 @@ def service_route(service: str) -> ServiceRoute:
         topic=options.topic,
         group=options.group,
         database=options.database,
+        type_column=type_column_of(model) if model else TYPE_COLUMN,
+        whole_payload_bytes=model.whole_payload_bytes if model else None,
     )
+
+
+def type_column_of(model: type[OutboxMessage]) -> str:
+    """Return the column of event types in the table of ``model``."""
+    return str(model._meta.get_field("event_type").column)
 
 
 def outbox_table(service: str) -> str:
@@ -65,6 +77,9 @@ class OutboxMessage(models.Model):
 
     service: ClassVar[str]
     """The service that owns the table: lower-case words joined by ``-``, 64 characters at most."""
+    whole_payload_bytes: ClassVar[int | None] = None
+    """For a topic that other software reads: payloads travel inside their records whatever ``REFERENCE_BYTES`` says,
+    and one whose column is longer than this is refused at publish. Keep it below what the topic takes."""
 
     id = models.BigAutoField(primary_key=True)
     event_type = KeyField(max_length=64)
@@ -106,6 +121,10 @@ class OutboxMessage(models.Model):
         max_length=EVENT_ID_MAX_LENGTH,
         db_default="",
         help_text="What records of this row state; empty where the payload says it, or the row's id stands for it",
+    )
+    put_back_count = models.IntegerField(
+        db_default=0,
+        help_text="How often it was made pending again; a relay marks only rows that were not since it fetched them",
     )
 
     class Meta:

@@ -33,7 +33,8 @@ def publish(event: msgspec.Struct, *, using: str | None = None) -> str:
 
     :raises UnknownEventTypeError: nobody registered the event's type.
     :raises InvalidEventError: the event does not keep its contract; names the field and the reason.
-    :raises PayloadTooLargeError: the payload is larger than ``OUTBOX['MAX_PAYLOAD_BYTES']``.
+    :raises PayloadTooLargeError: the payload is larger than ``OUTBOX['MAX_PAYLOAD_BYTES']``, or than
+        ``whole_payload_bytes`` of the owner's model.
     :raises WrongDatabaseError: the caller's transaction is on another database than the owner's table.
     """
     return publish_many([event], using=using)[0]
@@ -96,7 +97,7 @@ def stored_event(service: str, *, outbox_id: int, event_type: str) -> StoredEven
 def encode_stored(contract: EventContract[Any], payload: bytes, *, event_id: str, aggregate_id: str) -> bytes:
     """Return the payload column for an encoded payload.
 
-    :raises PayloadTooLargeError: it is larger than ``OUTBOX['MAX_PAYLOAD_BYTES']``.
+    :raises PayloadTooLargeError: it is larger than ``OUTBOX['MAX_PAYLOAD_BYTES']``, or than the service's records.
     """
     stored = encode_envelope(
         Envelope(
@@ -107,7 +108,14 @@ def encode_stored(contract: EventContract[Any], payload: bytes, *, event_id: str
             payload=msgspec.Raw(payload),
         )
     )
-    limit = outbox_settings().max_payload_bytes
+    limit, whole = outbox_settings().max_payload_bytes, _route_of(contract).whole_payload_bytes
+    if whole is not None and len(stored) > whole:
+        raise PayloadTooLargeError(
+            contract.event_type,
+            size_bytes=len(stored),
+            limit_bytes=whole,
+            setting=f"whole_payload_bytes of the outbox model of {contract.service!r} and the limit of its topic",
+        )
     if len(stored) > limit:
         raise PayloadTooLargeError(contract.event_type, size_bytes=len(stored), limit_bytes=limit)
     return stored

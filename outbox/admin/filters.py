@@ -52,7 +52,7 @@ class MessageFilter:
 
     def scans(self, route: ServiceRoute) -> dict[str, IndexScan]:
         """Return the scans whose merged rows are the answer."""
-        filters = (Condition("event_type", "= %s", (self.event_type,)),) if self.event_type else ()
+        filters = (Condition(route.type_column, "= %s", (self.event_type,)),) if self.event_type else ()
         if self.key:
             # One scan for each status: within (key, status) the index is in the order of ids.
             statuses = [self.status] if self.status else [status.value for status in Status]
@@ -85,16 +85,16 @@ class DeadFilter:
 
     def scan(self, route: ServiceRoute) -> IndexScan:
         """Return the scan of one service's dead rows, those that died last first."""
-        return _by_status(route, Status.DEAD.value, self._filters(), window=WINDOW)
+        return _by_status(route, Status.DEAD.value, self._filters(route), window=WINDOW)
 
     def scan_of_key(self, route: ServiceRoute, key: str) -> IndexScan:
         """Return the scan of the dead rows of one key, by id."""
-        return _by_key(route, key, Status.DEAD.value, self._filters(), window=WINDOW)
+        return _by_key(route, key, Status.DEAD.value, self._filters(route), window=WINDOW)
 
-    def _filters(self) -> tuple[Condition, ...]:
+    def _filters(self, route: ServiceRoute) -> tuple[Condition, ...]:
         filters = []
         if self.event_type:
-            filters.append(Condition("event_type", "= %s", (self.event_type,)))
+            filters.append(Condition(route.type_column, "= %s", (self.event_type,)))
         if self.error_class:
             filters.append(Condition("error_class", "= %s", (self.error_class,)))
         if self.state == OPEN:

@@ -87,4 +87,7 @@ def _events(status: ServiceStatus) -> list[Problem]:
         found.append(Problem(Severity.BAD, text))
     if status.foreign.value:
         found.append(Problem(Severity.WARN, f"{status.foreign} rows belong to other services: run rehome_outbox."))
+    if status.ahead_of_time.value:
+        text = f"{status.ahead_of_time} rows were written with times in the future: a writer's session is not in UTC."
+        found.append(Problem(Severity.WARN, text))
     return found

@@ -10,6 +10,7 @@ from django.core.checks import Warning as CheckWarning
 
 from outbox.brokers import BACKENDS, load_backend
 from outbox.brokers.base import Broker
+from outbox.checks.declarations import outbox_models, valid_routes
 from outbox.checks.options import SETTING, configured
 from outbox.conf import OutboxSettings
 from outbox.workers.build import open_broker
@@ -50,17 +51,21 @@ def check_broker() -> list[CheckMessage]:
                 id="outbox.E022",
             )
         ]
-    return [*_record_size(options, backend), *_codecs(backend), *_client_library(backend), *_memory(backend)]
+    return [
+        *_record_size(options, backend),
+        *_whole_payloads(options, backend),
+        *_codecs(backend),
+        *_client_library(backend),
+        *_memory(backend),
+    ]
 
 
 def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[CheckMessage]:
     if _path(backend) != BACKENDS["kafka"]:
         return
-    given = options.broker.options
-    clients = {**given.get("common", {}), **given.get("producer", {})}
-    limit = clients.get("max_request_size", _KAFKA_RECORD_BYTES)
+    limit = _producer_limit(options)
     largest = min(options.reference_bytes, options.max_payload_bytes) + _RECORD_OVERHEAD_BYTES
-    if isinstance(limit, int) and largest > limit:
+    if limit is not None and largest > limit:
         yield Error(
             f"payloads of up to {largest - _RECORD_OVERHEAD_BYTES:,} bytes travel inside their record, and with "
             f"{_RECORD_OVERHEAD_BYTES:,} bytes around them the Kafka producer refuses those above "
@@ -70,6 +75,34 @@ def _record_size(options: OutboxSettings, backend: type[Broker]) -> Iterator[Che
             obj=SETTING,
             id="outbox.E023",
         )
+
+
+def _producer_limit(options: OutboxSettings) -> int | None:
+    """Return the largest record that the producer takes, None where the option is no number."""
+    given = options.broker.options
+    limit = {**given.get("common", {}), **given.get("producer", {})}.get("max_request_size", _KAFKA_RECORD_BYTES)
+    return limit if isinstance(limit, int) else None
+
+
+def _whole_payloads(options: OutboxSettings, backend: type[Broker]) -> Iterator[CheckMessage]:
+    """Look for services whose payloads travel whole and are larger than the producer takes."""
+    if _path(backend) != BACKENDS["kafka"]:
+        return
+    limit = _producer_limit(options)
+    for service, route in valid_routes().items():
+        if route.whole_payload_bytes is None or limit is None:
+            continue
+        largest = min(route.whole_payload_bytes, options.max_payload_bytes)
+        if largest + _RECORD_OVERHEAD_BYTES > limit:
+            yield Error(
+                f"payloads of service {service!r} travel inside their records up to {largest:,} bytes "
+                f"(whole_payload_bytes of its model), and with {_RECORD_OVERHEAD_BYTES:,} bytes around them the Kafka "
+                f"producer refuses those above max_request_size = {limit:,}: their events would die.",
+                hint="Raise BROKER['OPTIONS']['producer']['max_request_size'] together with max.message.bytes of the "
+                "topic, or lower whole_payload_bytes, so that such an event is refused when it is published.",
+                obj=outbox_models()[service][0],
+                id="outbox.E024",
+            )
 
 
 def _codecs(backend: type[Broker]) -> Iterator[CheckMessage]:

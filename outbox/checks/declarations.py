@@ -46,9 +46,11 @@ def valid_routes() -> dict[str, ServiceRoute]:
 def _resolved() -> dict[str, ServiceRoute | ConfigurationError]:
     """Return the route of each declared service, or what is wrong with it."""
     found: dict[str, ServiceRoute | ConfigurationError] = {}
-    for service in filter(None, outbox_models()):
+    for service, models in outbox_models().items():
+        if not service:
+            continue
         try:
-            found[service] = service_route(service)
+            found[service] = service_route(service, models[0])
         except ConfigurationError as error:
             found[service] = error
     return found
@@ -64,7 +66,10 @@ def _models() -> Iterator[CheckMessage]:
                     obj=model,
                     id="outbox.E041",
                 )
-        elif len(models) > 1:
+            continue
+        for model in models:
+            yield from _renamed_columns(model)
+        if len(models) > 1:
             names = ", ".join(model._meta.label for model in models)
             yield Error(
                 f"service {service!r} has more than one outbox model: {names}.",
@@ -72,6 +77,20 @@ def _models() -> Iterator[CheckMessage]:
                 obj=models[-1],
                 id="outbox.E042",
             )
+
+
+def _renamed_columns(model: type[OutboxMessage]) -> Iterator[CheckMessage]:
+    """Look for columns that the model calls otherwise: the outbox's own SQL follows it for event types only."""
+    ours = {each.name for each in OutboxMessage._meta.local_concrete_fields} - {"event_type"}
+    renamed = [each for each in model._meta.concrete_fields if each.name in ours and each.column != each.name]
+    if renamed:
+        listed = ", ".join(f"{each.name} ({each.column})" for each in renamed)
+        yield Error(
+            f"columns of this outbox model have names of their own: {listed}. Only that of event_type may.",
+            hint="Remove db_column, and rename the column in the table.",
+            obj=model,
+            id="outbox.E050",
+        )
 
 
 def _routes() -> Iterator[CheckMessage]:

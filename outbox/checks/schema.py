@@ -22,6 +22,7 @@ from outbox.checks.declarations import outbox_models, valid_routes
 from outbox.checks.encodings import column_encodings, session_encoding
 from outbox.checks.inspection import Database, Table
 from outbox.checks.options import configured
+from outbox.checks.shared_tables import PAGE, missing_defaults, tables_before_their_migration, writers_ahead
 from outbox.conf import OutboxSettings
 from outbox.declarations.contracts import contracts
 from outbox.declarations.routes import ServiceRoute
@@ -107,6 +108,7 @@ def _check(database: Database, options: OutboxSettings) -> Iterator[CheckMessage
             obj=database.where,
             id="outbox.W081",
         )
+        yield from tables_before_their_migration(database)
     for model in _models_on(database.alias):
         if model._meta.app_label not in database.unmigrated:
             yield from _model(database, model)
@@ -206,7 +208,7 @@ def _model(database: Database, model: type[Model]) -> Iterator[CheckMessage]:
         yield Error(
             f"table {name!r} in {database.where} lacks the columns {', '.join(missing)}.",
             hint="Add them as `manage.py sqlmigrate` shows them. How a table that other software made is adopted is in "
-            "docs/operations.md.",
+            f"{PAGE}.",
             obj=model,
             id="outbox.E085",
         )
@@ -221,6 +223,8 @@ def _model(database: Database, model: type[Model]) -> Iterator[CheckMessage]:
                 obj=model,
                 id="outbox.W082",
             )
+    if issubclass(model, OutboxMessage):
+        yield from writers_ahead(database, model)
     if vendor_of(database.alias) == "mysql":
         yield from column_encodings(database, model)
         if issubclass(model, OutboxMessage):
@@ -241,3 +245,4 @@ def _mysql_table(database: Database, model: type[Model]) -> Iterator[CheckMessag
             id="outbox.E086",
         )
     yield from key_collations(database, model)
+    yield from missing_defaults(database, model)

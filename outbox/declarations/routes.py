@@ -12,6 +12,8 @@ from outbox.exceptions import ConfigurationError, EventOwnerConflictError, Unkno
 _SERVICE_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TOPIC_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _TABLE_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+TYPE_COLUMN: Final = "event_type"
+"""What the column of event types is called where the service's model does not say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,11 @@ class ServiceRoute:
     topic: str
     group: str
     database: str = "default"
+    type_column: str = TYPE_COLUMN
+    """The column of event types, by the service's model: a table shared with other software may call it otherwise."""
+    whole_payload_bytes: int | None = None
+    """Payloads of up to this length travel inside their records, and larger ones are refused; None: large ones stay in
+    their rows. By the service's model: other software that reads the topic may not know records without a payload."""
 
     def __post_init__(self) -> None:
         if len(self.service) > 64 or not _SERVICE_NAME.fullmatch(self.service):
@@ -38,10 +45,20 @@ class ServiceRoute:
                 f"table {self.table!r} of service {self.service!r} is not allowed: use letters, digits and '_', "
                 f"64 characters at most"
             )
+        if not _TABLE_NAME.fullmatch(self.type_column):
+            raise ConfigurationError(
+                f"column {self.type_column!r} for the event types of service {self.service!r} is not allowed: use "
+                f"letters, digits and '_', 64 characters at most"
+            )
         if len(self.topic) > 128 or not _TOPIC_NAME.fullmatch(self.topic) or self.topic in {".", ".."}:
             raise ConfigurationError(
                 f"topic {self.topic!r} of service {self.service!r} is not allowed: use letters, digits, '.', '_' and "
                 f"'-', 128 characters at most"
+            )
+        if self.whole_payload_bytes is not None and self.whole_payload_bytes < 1:
+            raise ConfigurationError(
+                f"whole_payload_bytes of service {self.service!r} is {self.whole_payload_bytes}: give a number of "
+                f"bytes above 0, or None"
             )
         if not self.group:
             raise ConfigurationError(f"group of service {self.service!r} is empty: name a consumer group")
@@ -56,6 +73,8 @@ class ServiceRoute:
         topic: str | None = None,
         group: str | None = None,
         database: str | None = None,
+        type_column: str = TYPE_COLUMN,
+        whole_payload_bytes: int | None = None,
     ) -> ServiceRoute:
         """Return the route of ``service``; every name that is not given follows from the service's name.
 
@@ -67,6 +86,8 @@ class ServiceRoute:
             topic=topic or f"{namespace}.{service}.outbox",
             group=group or f"{namespace}-{service}-outbox-consumer",
             database=database or "default",
+            type_column=type_column,
+            whole_payload_bytes=whole_payload_bytes,
         )
 
 

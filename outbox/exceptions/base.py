@@ -77,14 +77,15 @@ class FieldError(OutboxError, ValueError):
 
 
 class PayloadTooLargeError(PublishError):
-    """The payload is larger than ``MAX_PAYLOAD_BYTES``."""
+    """The payload is larger than ``MAX_PAYLOAD_BYTES``, or than what travels whole in a record of its service."""
 
-    def __init__(self, event_type: str, *, size_bytes: int, limit_bytes: int) -> None:
+    def __init__(
+        self, event_type: str, *, size_bytes: int, limit_bytes: int, setting: str = "OUTBOX['MAX_PAYLOAD_BYTES']"
+    ) -> None:
         self.event_type, self.size_bytes, self.limit_bytes = event_type, size_bytes, limit_bytes
         super().__init__(
             f"event {event_type!r} refused: field 'payload': {size_bytes:,} bytes are more than the limit of "
-            f"{limit_bytes:,}. Store the data elsewhere and publish a reference to it, or raise "
-            f"OUTBOX['MAX_PAYLOAD_BYTES']."
+            f"{limit_bytes:,}. Store the data elsewhere and publish a reference to it, or raise {setting}."
         )
 
 

@@ -158,6 +158,7 @@ def _service(report: ServiceReport) -> dict[str, Any]:
         "open_rejected": _count(status.open_rejected),
         "other_installations": [_installation(each) for each in status.other_installations],
         "foreign": _count(status.foreign),
+        "ahead_of_time": _count(status.ahead_of_time),
         "oldest_due_age_seconds": None if due is None else round(due.total_seconds(), 3),
         "relays": [_worker(worker) for worker in status.relays],
         "consumers": [_worker(worker) for worker in status.consumers],
@@ -204,6 +205,7 @@ def _attention(status: ServiceStatus | None, stalled: bool, *, broker_problem: s
         ("rejected", status.open_rejected.value > 0),
         ("other installation", bool(status.other_installations)),
         ("foreign", status.foreign.value > 0),
+        ("time zone", status.ahead_of_time.value > 0),
         ("stalled", stalled),
     )
     return tuple(word for word, is_so in found if is_so)

@@ -98,6 +98,7 @@ def _notes(report: ServiceReport, status: ServiceStatus) -> str:
             for each in status.other_installations
         ),
         (f"{status.foreign} foreign rows: rehome them", status.foreign.value > 0),
+        (f"{status.ahead_of_time} rows written in another time zone", status.ahead_of_time.value > 0),
         ("stalled", "stalled" in report.attention),
     )
     return ", ".join(words for words, is_so in found if is_so)

@@ -63,6 +63,8 @@ class ServiceStatus:
     consumers: tuple[WorkerStatus, ...]
     relay_paused: bool
     consumer_paused: bool
+    ahead_of_time: Count
+    """Pending rows that a session in another time zone wrote, so that they are not due."""
 
 
 def service_status(
@@ -90,6 +92,7 @@ def service_status(
         consumers=_workers(route, CONSUMER, f"{CONSUMER}-shards", ttl, waits=longest_call),
         relay_paused=switches.relay_paused,
         consumer_paused=switches.consumer_paused,
+        ahead_of_time=rows.count_ahead_of_time(cap=cap),
     )
 
 

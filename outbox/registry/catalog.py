@@ -32,7 +32,7 @@ def route_registry() -> RouteRegistry:
     :raises UnknownServiceError: a contract names a service that no installed app declares.
     """
     were_shared = any(getattr(app, "outbox_tables_were_shared", False) for app in apps.get_app_configs())
-    routes = ServiceCatalog(service_route(service) for service in service_models())
+    routes = ServiceCatalog(service_route(*declared) for declared in service_models().items())
     registry = RouteRegistry(routes, tables_were_shared=were_shared)
     for contract in contracts:
         registry.register(contract.event_type, contract.service)

@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from django.db import connections
 
 from outbox.storage.relay_rows import RelayRows
+from outbox.storage.rows import NEVER_PUT_BACK, Counts
 from outbox.storage.sessions import close_if_idle
 
 _LEAVE_TIMEOUT_S: Final = 10.0
@@ -119,6 +120,8 @@ class PublishedMarks:
         """Row id to the moment of its claim, as the database gave it, and when it may be sent again after that.
 
         Walked through only when the hand rests."""
+        self._counts: dict[int, tuple[int, int]] = {}
+        """Of those that were put back before that claim: how often, and how often tried."""
 
     def __contains__(self, row_id: int) -> bool:
         return row_id in self._open
@@ -126,10 +129,18 @@ class PublishedMarks:
     def __len__(self) -> int:
         return len(self._open)
 
-    def add(self, ids: Collection[int], *, claimed_at: Any, pauses: Mapping[int, timedelta] = _AS_USUAL) -> None:
+    def add(
+        self,
+        ids: Collection[int],
+        *,
+        claimed_at: Any,
+        pauses: Mapping[int, timedelta] = _AS_USUAL,
+        counts: Counts = NEVER_PUT_BACK,
+    ) -> None:
         """Mark rows that were acknowledged; those that somebody has locked are marked by ``try_again``.
 
-        ``pauses``: how long those rows may stay published that are sent again for longer than others.
+        ``pauses``: how long those rows may stay published that are sent again for longer than others. ``counts``: those
+        of the rows that were put back before they were claimed.
 
         :raises DatabaseError: the database is away, perhaps since an earlier call; the rows are remembered.
         """
@@ -137,6 +148,7 @@ class PublishedMarks:
             return
         added = {row_id: (claimed_at, pauses.get(row_id, self._redeliver_after)) for row_id in ids}
         self._open.update(added)
+        self._counts.update({row_id: counts[row_id] for row_id in added.keys() & counts.keys()})
         self._begin(added)
 
     def finish(self) -> None:
@@ -164,9 +176,11 @@ class PublishedMarks:
         for row_id, claim in rows.items():
             together.setdefault(claim, []).append(row_id)
         for (claimed_at, pause), ids in together.items():
-            self._hand.begin(partial(self._mark, ids, claimed_at, pause))
+            counts = {row_id: self._counts[row_id] for row_id in ids if row_id in self._counts}
+            self._hand.begin(partial(self._mark, ids, claimed_at, pause, counts))
 
-    def _mark(self, ids: Collection[int], claimed_at: Any, pause: timedelta) -> None:
-        marked = self._repository.mark_published(ids, claimed_at=claimed_at, redeliver_after=pause)
+    def _mark(self, ids: Collection[int], claimed_at: Any, pause: timedelta, counts: Counts) -> None:
+        marked = self._repository.mark_published(ids, claimed_at=claimed_at, redeliver_after=pause, counts=counts)
         for row_id in set(ids).difference(marked.held):
             self._open.pop(row_id, None)
+            self._counts.pop(row_id, None)

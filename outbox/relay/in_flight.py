@@ -18,7 +18,7 @@ from outbox.relay.outgoing import OutgoingRecords
 from outbox.relay.redelivery import pause_before_redelivery
 from outbox.storage.dialects import from_db
 from outbox.storage.relay_rows import RelayRows
-from outbox.storage.rows import Claim, Due, Failure
+from outbox.storage.rows import Claim, Counts, Due, Failure
 
 logger = get_logger(__name__)
 
@@ -41,6 +41,8 @@ class _Batch:
     claimed_at: Any
     pauses: dict[int, timedelta]
     """How long those rows may stay published that are sent again."""
+    counts: Counts
+    """Of those rows that were put back before the claim."""
 
 
 class InFlightBatches:
@@ -110,7 +112,8 @@ class InFlightBatches:
                 if row.published_for is not None
             }
             event_types = {row.id: row.event_type for row in rows}
-            self._batches.append(_Batch(self._open_producer().send(records), event_types, claim.claimed_at, pauses))
+            sent = self._open_producer().send(records)
+            self._batches.append(_Batch(sent, event_types, claim.claimed_at, pauses, claim.counts))
         return bool(rows)
 
     def settle_down_to(self, count: int) -> None:
@@ -160,7 +163,7 @@ class InFlightBatches:
                 records.append(self._outgoing.of(row, sent_at))
             except EnvelopeError as error:
                 failure = Failure(f"EnvelopeError: {error}", "EnvelopeError")
-                self._bury(row.id, row.event_type, failure, claimed_at)
+                self._bury(row.id, row.event_type, failure, claimed_at, {row.id: row.counts})
         return records
 
     def _settle(self, batch: _Batch) -> None:
@@ -168,7 +171,7 @@ class InFlightBatches:
         report = batch.send.report(self._send_timeout)
         self._on_answer()
         self.broker_answers = self.broker_answers or bool(report.acknowledged or report.refused)
-        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at, pauses=batch.pauses)
+        self._marks.add(report.acknowledged, claimed_at=batch.claimed_at, pauses=batch.pauses, counts=batch.counts)
         # Counted by the broker's word: a fast consumer may have finished a row before it is marked.
         self._totals.published += len(report.acknowledged)
         for refusal in report.refused:
@@ -177,16 +180,19 @@ class InFlightBatches:
                 batch.event_types[refusal.outbox_id],
                 Failure(f"the broker refused the record: {refusal.reason}", "RecordRefused"),
                 batch.claimed_at,
+                batch.counts,
             )
         if report.acknowledged:
             signals.relayed.send_robust(self._service, count=len(report.acknowledged))
         if report.unanswered:
             raise BrokerUnavailableError(report.outage)
 
-    def _bury(self, row_id: int, event_type: str, failure: Failure, claimed_at: Any) -> None:
+    def _bury(self, row_id: int, event_type: str, failure: Failure, claimed_at: Any, counts: Counts) -> None:
         """Make a row dead; one that a consumer holds, by an older record of it, is left to the next claim."""
         parks_key = self._parks_key(event_type)
-        if self._repository.bury_refused(row_id, failure=failure, parks_key=parks_key, claimed_at=claimed_at):
+        if self._repository.bury_refused(
+            row_id, failure=failure, parks_key=parks_key, claimed_at=claimed_at, counts=counts
+        ):
             self._totals.dead += 1
             logger.error("relay of %s: row %s is dead: %s", self._service, row_id, failure.reason)
             signals.refused.send_robust(self._service, outbox_id=row_id, reason=failure.reason)

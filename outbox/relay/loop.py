@@ -28,7 +28,7 @@ from outbox.relay.confirmations import Hand, OwnHand
 from outbox.relay.in_flight import InFlightBatches, RelayTotals
 from outbox.relay.lost_records import LostRecords
 from outbox.relay.pauses import IdlePauses
-from outbox.storage.relay_rows import RelayRows
+from outbox.storage.relay_rows import UNBOUNDED, RelayRows
 
 logger = get_logger(__name__)
 
@@ -37,8 +37,8 @@ class Relay:
     """One service's relay; an object that a test can hold: broker, leases and clock are passed in.
 
     ``parks_key`` says whether the death of an event type holds back its key. ``reference_bytes``: a payload
-    column longer than this stays in its row, its record says where it is. ``hand`` does the marking; ``wake_ups``
-    opens what ends a pause early.
+    column longer than this stays in its row, its record says where it is, unless payloads of the service travel whole.
+    ``hand`` does the marking; ``wake_ups`` opens what ends a pause early.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Relay:
         self._leases = leases
         self._heartbeat = heartbeat or NullHeartbeat()
         self._options = options
-        self._reference_bytes = reference_bytes
+        self._reference_bytes = reference_bytes if self._route.whole_payload_bytes is None else UNBOUNDED
         self._clock = clock
         self._lost = LostRecords(repository, broker, options, clock=clock)
         self._in_flight = InFlightBatches(

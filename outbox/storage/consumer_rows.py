@@ -30,7 +30,7 @@ class ConsumerRows(BlockedKeyRows):
             return []
         now, length = self._sql.now, self._length_of("payload")
         found = self._fetch(
-            "SELECT id, event_type, message_key, status, retry_count, replay_count, max_retry,"
+            f"SELECT id, {self._type}, message_key, status, retry_count, replay_count, max_retry,"
             f" {due(now)}, traceparent,"
             f" CASE WHEN status IN (%s, %s) AND {length} <= %s THEN {self._sql.bytes_of.format('payload')} END,"
             f" CASE WHEN status IN (%s, %s) THEN {length} ELSE 0 END, interruptions, event_id"
@@ -48,7 +48,7 @@ class ConsumerRows(BlockedKeyRows):
         if not ids:
             return {}
         found = self._fetch(
-            f"SELECT id, event_type, message_key, event_id FROM {self._table}{self._sql.by_primary_key}"
+            f"SELECT id, {self._type}, message_key, event_id FROM {self._table}{self._sql.by_primary_key}"
             f" WHERE id IN ({id_list(ids)})"
         )
         return {row[0]: Identity(*row[1:]) for row in found}
@@ -169,7 +169,7 @@ class ConsumerRows(BlockedKeyRows):
             return []
         return self._fetch(
             f"SELECT message_key, id, status, {self._sql.dated.format('next_retry_at')},"
-            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, retry_count + interruptions, event_type"
+            f" {self._sql.dated.format('updated_at')}, {self._sql.now}, retry_count + interruptions, {self._type}"
             f" FROM {self._table}{self._sql.by_primary_key} WHERE id IN ({id_list(ids)})"
         )
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from outbox.declarations.routes import TYPE_COLUMN
 from outbox.lifecycle import Status
 from outbox.models import BlockedKey
 from outbox.storage.conditions import BLOCKS_ITS_KEY, due, due_branches
@@ -26,6 +27,7 @@ class Searches:
     table: str
     sql: Dialect
     foreign_types: tuple[str, ...]
+    type_column: str = TYPE_COLUMN
 
     def oldest_due(self, shards: Collection[int] | None, limit: int) -> Search:
         """Return the search for the rows that are due the longest; a row without a due time goes before all others.
@@ -95,7 +97,7 @@ class Searches:
         scope = f"message_key IN ({placeholders(keys)}) AND id < %s AND id + 0 NOT IN ({id_list(ids)})"
         parameters: list[Any] = [*keys, max(ids)]
         if not foreign_too:
-            scope += f" AND {self.sql.is_none_of('event_type', self.foreign_types)}"
+            scope += f" AND {self.sql.is_none_of(self.type_column, self.foreign_types)}"
             parameters += self.foreign_types
         each_key = self.sql.grouped.format("message_key")
         oldest = f"SELECT message_key, MIN(id + 0) FROM {self.table} WHERE {scope} AND"
@@ -109,6 +111,6 @@ class Searches:
         if shards is not None:
             conditions += f" AND shard IN ({id_list(shards)})" if shards else " AND 1 = 0"
         if self.foreign_types:
-            conditions += f" AND {self.sql.is_none_of('event_type', self.foreign_types)}"
+            conditions += f" AND {self.sql.is_none_of(self.type_column, self.foreign_types)}"
             parameters += self.foreign_types
         return conditions, parameters

@@ -11,12 +11,13 @@ from typing import Any, Final
 from outbox import lifecycle
 from outbox.storage.blocked_keys import BlockedKeyRows
 from outbox.storage.chunks import chunks
+from outbox.storage.conditions import due
 from outbox.storage.dialects import from_db, id_list, moment_of, to_db
-from outbox.storage.rows import Claim, Due, Failure, Marked
+from outbox.storage.rows import NEVER_PUT_BACK, Claim, Counts, Due, Failure, Marked
 from outbox.storage.sessions import own_transaction
-from outbox.storage.transitions import AS_CLAIMED, in_bytes
+from outbox.storage.transitions import in_bytes
 
-_UNBOUNDED: Final = 2**63
+UNBOUNDED: Final = 2**63
 _DUE_BEFORE: Final = timedelta(seconds=1)
 """So long before its last change a redelivered row was due. Others are due later than that, or as long before as a
 statement takes."""
@@ -32,7 +33,7 @@ class RelayRows(BlockedKeyRows):
         shards: Collection[int] | None,
         limit: int,
         max_length: int,
-        max_bytes: int = _UNBOUNDED,
+        max_bytes: int = UNBOUNDED,
         after: tuple[Any, int] | None = None,
     ) -> Claim:
         """Return up to ``limit`` rows that are due in ``shards`` (None: all), the longest waiting first.
@@ -45,13 +46,16 @@ class RelayRows(BlockedKeyRows):
         committed late lie before it, so a caller starts from the oldest again and again.
         """
         search, length = self._searches, self._length_of("m.payload")
-        due, parameters = search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
+        found_due, parameters = (
+            search.oldest_due(shards, limit) if after is None else search.due_after(after, shards, limit)
+        )
         found = self._fetch(
-            "SELECT m.id, m.event_type, m.message_key,"
+            f"SELECT m.id, m.{self._type}, m.message_key,"
             f" CASE WHEN {length} <= %s THEN {self._sql.bytes_of.format('m.payload')} END, m.traceparent,"
             f" {self._sql.exact.format(self._sql.dated.format('m.next_retry_at'))},"
-            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id, m.next_retry_at < m.updated_at"
-            f" FROM ({due}) due JOIN {self._table} m ON m.id = due.id",
+            f" {self._sql.exact.format(self._sql.now)}, {length}, m.event_id, m.next_retry_at < m.updated_at,"
+            " m.put_back_count, m.retry_count"
+            f" FROM ({found_due}) due JOIN {self._table} m ON m.id = due.id",
             [min(max_length, max_bytes // limit), *parameters],
         )
         if not found:
@@ -75,6 +79,8 @@ class RelayRows(BlockedKeyRows):
                         row[4],
                         row[8],
                         published_for.get(row[0]) if row[9] else None,
+                        row[10],
+                        row[11],
                     )
                     for row in rows
                 ),
@@ -85,14 +91,21 @@ class RelayRows(BlockedKeyRows):
             is_cut=len(rows) < len(found),
         )
 
-    def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
+    def mark_published(
+        self,
+        ids: Collection[int],
+        *,
+        claimed_at: Any,
+        redeliver_after: timedelta,
+        counts: Counts = NEVER_PUT_BACK,
+    ) -> Marked:
         """Mark rows that the broker acknowledged, without waiting for those that somebody else has locked.
 
         A consumer may hold a record before its row is marked, and its handler may take its time: whoever waited for it
-        here would hold up every other key. A row that was put back after the claim is due later than ``claimed_at``: it
-        is left alone, and so a relay that slept through the end of its lease overwrites nothing.
+        here would hold up every other key. A row that was put back after the claim is left alone, and so a relay that
+        slept through the end of its lease overwrites nothing. ``counts``: those of the rows when they were claimed.
         """
-        as_claimed = (AS_CLAIMED, [claimed_at])
+        as_claimed = _as_claimed(claimed_at, counts)
         again_at = to_db(self._connection, from_db(claimed_at) + redeliver_after)
         count = self._move(
             lifecycle.MARK_PUBLISHED,
@@ -119,12 +132,20 @@ class RelayRows(BlockedKeyRows):
         ids = [row[0] for row in stuck]
         return self._move(lifecycle.REDELIVER, ids, "next_retry_at = %s", [due_at], skip_locked=True)
 
-    def bury_refused(self, row_id: int, *, failure: Failure, parks_key: bool, claimed_at: Any) -> int:
+    def bury_refused(
+        self,
+        row_id: int,
+        *,
+        failure: Failure,
+        parks_key: bool,
+        claimed_at: Any,
+        counts: Counts = NEVER_PUT_BACK,
+    ) -> int:
         """Make a row dead that the broker refuses, unless it was put back after the claim or somebody has locked it.
 
         What waits behind it is released, unless it holds its key back.
         """
-        as_claimed = (AS_CLAIMED, [claimed_at])
+        as_claimed = _as_claimed(claimed_at, counts)
         with own_transaction(self.route.database):
             buried = self._bury(row_id, failure, parks_key, also=as_claimed, skip_locked=True)
             if buried and not parks_key:
@@ -135,7 +156,7 @@ class RelayRows(BlockedKeyRows):
         """Return (id, event type, key, shard) of rows that wait for their consumer, in id order: a table as a queue."""
         waiting, parameters = self._searches.waiting(shards, limit)
         found = self._fetch(
-            "SELECT m.id, m.event_type, m.message_key, m.shard"
+            f"SELECT m.id, m.{self._type}, m.message_key, m.shard"
             f" FROM ({waiting}) waiting JOIN {self._table} m ON m.id = waiting.id",
             parameters,
         )
@@ -152,6 +173,23 @@ class RelayRows(BlockedKeyRows):
             if due is not None and published is not None and changed is not None and changed - due >= _DUE_BEFORE:
                 found[row_id] = due - published
         return found
+
+
+def _as_claimed(claimed_at: Any, counts: Counts) -> tuple[str, Sequence[Any]]:
+    """Return the condition that nobody has put a row back since its claim.
+
+    What the outbox puts back, it counts. Other software counts a failed attempt, or makes the row due later than the
+    claim was.
+    """
+    conditions = [due("%s")]
+    for at, column in enumerate(("put_back_count", "retry_count")):
+        rows_of: dict[int, list[int]] = {}
+        for row_id, numbers in counts.items():
+            if numbers[at]:
+                rows_of.setdefault(numbers[at], []).append(row_id)
+        cases = "".join(f" WHEN id IN ({id_list(ids)}) THEN {number:d}" for number, ids in rows_of.items())
+        conditions.append(f"{column} = {f'CASE{cases} ELSE 0 END' if cases else '0'}")
+    return " AND ".join(conditions), [claimed_at]
 
 
 def _due_order(row: Sequence[Any]) -> tuple[bool, Any, int]:

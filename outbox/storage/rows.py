@@ -5,9 +5,10 @@ What a batch has hundreds of is a msgspec struct: it is made in a tenth of the t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -49,6 +50,11 @@ class Keyed(Protocol):
     def message_key(self) -> str: ...
 
 
+Counts = Mapping[int, tuple[int, int]]
+"""By row id, how often it was put back and how often tried; a row that is not named, never."""
+NEVER_PUT_BACK: Final[Counts] = {}
+
+
 class Due(msgspec.Struct, frozen=True, gc=False):
     """A row to send. ``payload`` is None where it is longer than the claim's limit: see ``payload_of``."""
 
@@ -60,6 +66,14 @@ class Due(msgspec.Struct, frozen=True, gc=False):
     event_id: str = ""
     published_for: timedelta | None = None
     """How long it was published before it was sent again; None for a row that is not sent again as stuck."""
+    put_back_count: int = 0
+    retry_count: int = 0
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Return what changes when the row is put back, by us and by other software: the same ones mean that it was
+        not."""
+        return self.put_back_count, self.retry_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +86,11 @@ class Claim:
     """Where the next claim goes on; None when it has to start from the oldest row."""
     is_cut: bool = False
     """More rows were due, and their payloads were too much for one claim."""
+
+    @property
+    def counts(self) -> Counts:
+        """Return what tells later whether a row is still as it was claimed."""
+        return {row.id: row.counts for row in self.rows if row.put_back_count or row.retry_count}
 
 
 @dataclass(frozen=True, slots=True)

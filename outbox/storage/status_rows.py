@@ -16,6 +16,8 @@ from outbox.storage.dialects import from_db, moment_of, to_db
 from outbox.storage.transitions import RowTransitions
 
 COUNT_CAP: Final = 10_000
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
+"""Time zones differ by a quarter of an hour at least, clocks of hosts by far less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,10 +95,10 @@ class StatusRows(RowTransitions):
         """Count unfinished rows of foreign types among the oldest ``cap`` * 2 of each status."""
         if not self.foreign_types:
             return Count(0)
-        is_foreign = self._sql.is_one_of("event_type", self.foreign_types)
+        is_foreign = self._sql.is_one_of(self._type, self.foreign_types)
         counts = [
             self._fetch(
-                f"SELECT COUNT(*), COUNT(CASE WHEN {is_foreign} THEN 1 END) FROM (SELECT event_type"
+                f"SELECT COUNT(*), COUNT(CASE WHEN {is_foreign} THEN 1 END) FROM (SELECT {self._type}"
                 f" FROM {self._table} WHERE status = %s ORDER BY next_retry_at, id LIMIT %s) oldest",
                 [*self.foreign_types, status.value, cap * 2],
             )[0]
@@ -110,8 +112,26 @@ class StatusRows(RowTransitions):
         """Count unfinished rows of foreign types, however many others come before them."""
         if not self.foreign_types:
             return Count(0)
-        is_foreign = self._sql.is_one_of("event_type", self.foreign_types)
+        is_foreign = self._sql.is_one_of(self._type, self.foreign_types)
         return self._count(f"status IN (%s, %s) AND {is_foreign}", [*UNFINISHED, *self.foreign_types], cap=cap)
+
+    def count_ahead_of_time(self, *, cap: int = COUNT_CAP) -> Count:
+        """Count pending rows that are due in the future though nobody put them off.
+
+        A session in another time zone wrote them: it takes its local time for that of the outbox, which is UTC. Nothing
+        is published for later. So they are as they were inserted, or were inserted or changed in the future. Those that
+        are due last are looked at, ``cap`` of them.
+        """
+        created_at, updated_at = map(self._sql.dated.format, ("created_at", "updated_at"))
+        late = to_db(self._connection, self.now() + _CLOCKS_DIFFER)
+        looked_at, found = self._fetch(
+            f"SELECT COUNT(*), COUNT(CASE WHEN {created_at} > %s OR {updated_at} > %s"
+            f" OR (retry_count = 0 AND put_back_count = 0 AND COALESCE({updated_at} <= {created_at}, TRUE)) THEN 1 END)"
+            f" FROM (SELECT created_at, updated_at, retry_count, put_back_count FROM {self._table}"
+            " WHERE status = %s AND next_retry_at > %s ORDER BY next_retry_at DESC LIMIT %s) last_due",
+            [late, late, Status.PENDING.value, late, cap],
+        )[0]
+        return Count(found, found > 0 and looked_at == cap)
 
     def oldest_due_age(self) -> timedelta | None:
         """Return how long ago the row was created that has been due the longest; None when nothing is due.
@@ -134,27 +154,32 @@ class StatusRows(RowTransitions):
         """Say whether a row is stalled: it has been due, or on its way, for longer than that.
 
         Both are answered by the first entry of an index. A published row is due again when it is time to redeliver it,
-        so that time, less ``redeliver_after``, is when it was sent. A row without a due time is due since it was
-        changed, and is on its way since it was published. One that was sent again and again is due again later than
-        that: it is looked for by itself.
+        so that time, less ``redeliver_after``, is when it was sent, unless it was published later: a relay of other
+        software leaves its due time as it was. A row without a due time is due since it was changed, and is on its way
+        since it was published. One that was sent again and again is due again later than that: it is looked for by
+        itself.
         """
         due_before = self.now() - longer_than
         sent_due_before = due_before + redeliver_after
         dated = f"{DATED} AND next_retry_at < %s"
         own, foreign_types = self._own
         looks = (
-            (Status.PENDING, dated, due_before),
-            (Status.PENDING, f"{UNDATED} AND updated_at < %s", due_before),
-            (Status.PUBLISHED, dated, sent_due_before),
-            (Status.PUBLISHED, f"{UNDATED} AND COALESCE(published_at, updated_at) < %s", due_before),
+            (Status.PENDING, dated, [due_before]),
+            (Status.PENDING, f"{UNDATED} AND updated_at < %s", [due_before]),
+            (
+                Status.PUBLISHED,
+                f"{dated} AND (published_at IS NULL OR published_at < %s)",
+                [sent_due_before, due_before],
+            ),
+            (Status.PUBLISHED, f"{UNDATED} AND COALESCE(published_at, updated_at) < %s", [due_before]),
         )
         return any(
             self._count(
                 f"status = %s AND {look}{own}",
-                [status.value, to_db(self._connection, moment), *foreign_types],
+                [status.value, *(to_db(self._connection, moment) for moment in moments), *foreign_types],
                 cap=1,
             ).value
-            for status, look, moment in looks
+            for status, look, moments in looks
         ) or self._is_sent_again_in_vain(sent_before=due_before, due_after=sent_due_before)
 
     def _is_sent_again_in_vain(self, *, sent_before: datetime, due_after: datetime) -> bool:
@@ -182,7 +207,7 @@ class StatusRows(RowTransitions):
         """Return the condition that a row is of no foreign type, to be put behind others, and its parameters."""
         if not self.foreign_types:
             return "", ()
-        return f" AND {self._sql.is_none_of('event_type', self.foreign_types)}", self.foreign_types
+        return f" AND {self._sql.is_none_of(self._type, self.foreign_types)}", self.foreign_types
 
     def _count(self, condition: str, parameters: Iterable[Any], *, cap: int) -> Count:
         """Count rows, looking at ``cap`` + 1 of them at the most."""

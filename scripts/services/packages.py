@@ -19,7 +19,7 @@ _MYSQL = ("build-essential", "libmariadb-dev", "pkg-config")
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "mysql": _MYSQL,
-    "test": (*_MYSQL, "chromium", "fonts-liberation", "kcat", "libfaketime"),
+    "test": (*_MYSQL, "chromium", "fonts-liberation", "golang-go", "kcat", "libfaketime"),
     "mariadb": ("mariadb-client-core", "mariadb-server-core", "tzdata"),
     "postgres": ("postgresql",),
     "java": ("default-jre-headless",),
@@ -27,6 +27,9 @@ GROUPS: Mapping[str, Sequence[str]] = {
 }
 """What each group is for: `mysql` builds the Python driver, `test` is what the tests use beside servers, the others
 are the servers. MariaDB and Java come as their cores: no system service, no desktop."""
+
+_PROGRAMS: Mapping[str, str] = {"golang-go": "go"}
+"""Packages that are large, and that a program on PATH stands for wherever it came from."""
 
 _POLICY = Path("/usr/sbin/policy-rc.d")
 _POLICY_ASIDE = Path("/usr/sbin/policy-rc.d.smartflow-aside")
@@ -67,6 +70,8 @@ def _packages(group: str) -> Iterator[str]:
 
 
 def _is_installed(package: str) -> bool:
+    if package in _PROGRAMS and shutil.which(_PROGRAMS[package]):
+        return True
     if shutil.which("dpkg-query") is None:
         return False
     result = subprocess.run(

@@ -133,7 +133,7 @@ class Installation:
         for load in loads:
             load.wait(timeout_s=timeout_s)
 
-    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a management command to its end."""
         return subprocess.run(
             [sys.executable, "manage.py", *arguments],
@@ -142,7 +142,7 @@ class Installation:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=timeout_s,
         )
 
     def _manage(self, name: str, *arguments: str, env: Mapping[str, str] | None = None) -> Worker:

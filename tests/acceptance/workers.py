@@ -50,13 +50,22 @@ def migrate(database_url: str) -> None:
 
 
 class Worker:
-    """A process of the project, in the background."""
+    """A process of the project, or of another ``program``, in the background."""
 
-    def __init__(self, name: str, arguments: Sequence[str], *, env: Mapping[str, str], log: Path, **pipes: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        program: str = sys.executable,
+        **pipes: Any,
+    ) -> None:
         self.name, self.log = name, log
         self._file: IO[bytes] = log.open("ab")
         self._popen = subprocess.Popen(
-            [sys.executable, *arguments],
+            [program, *arguments],
             cwd=CHECKOUT,
             env=dict(env),
             **{"stdin": subprocess.DEVNULL, "stdout": self._file, "stderr": self._file, **pipes},

@@ -266,6 +266,75 @@ def test_mark_published_leaves_alone_what_was_put_back_after_the_claim(
     assert get(alias, waiting).next_retry_at < database_now(alias) + 2 * MINUTE
 
 
+@pytest.mark.parametrize("way", ["woken", "lost", "forgiven", "replayed", "redelivered"])
+def test_mark_published_leaves_alone_what_was_put_back_at_the_moment_of_the_claim(
+    alias: str, repository: OutboxRepository, way: str
+) -> None:
+    """As a column of three digits has it, in a table that is shared, for all that happens within a thousandth."""
+    row_id = row(alias)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    match way:
+        case "woken":
+            repository.wait([row_id], until=repository.now() + MINUTE)
+            assert repository.wake([row_id]) == 1
+        case "lost":
+            factories.change(alias, row_id, status=Status.PUBLISHED)
+            assert repository.redeliver_lost([row_id]) == 1
+        case "forgiven":
+            assert repository.forget_interruptions(*locked(repository, row_id))
+        case "replayed":
+            repository.bury(row_id, failure=FAILURE, parks_key=False)
+            assert repository.replay([row_id]) == 1
+        case "redelivered":
+            factories.change(alias, row_id, status=Status.PUBLISHED)
+            before = repository.now() + MINUTE
+            assert repository.redeliver(shards=None, published_before=before, limit=10) == 1
+    factories.change(alias, row_id, next_retry_at=from_db(claim.claimed_at), updated_at=from_db(claim.claimed_at))
+
+    assert repository.mark_published([row_id], claimed_at=claim.claimed_at, redeliver_after=HOUR) == Marked(0, [])
+    assert get(alias, row_id).status == Status.PENDING
+    again = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    assert again.counts == {row_id: (2 if way == "woken" else 1, 0)}
+    marked = repository.mark_published([row_id], claimed_at=again.claimed_at, redeliver_after=HOUR, counts=again.counts)
+    assert marked.count == 1
+
+
+def test_mark_published_leaves_alone_what_other_software_put_back_at_once(
+    alias: str, repository: OutboxRepository
+) -> None:
+    """It counts the attempt, and states no time: the row is due."""
+    retried, also_retried, untouched = rows(alias, 3)
+    factories.change(alias, also_retried, retry_count=4)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+    factories.change(alias, [retried], retry_count=1, next_retry_at=None)
+    factories.change(alias, [also_retried], retry_count=5, next_retry_at=None)
+
+    ids = [retried, also_retried, untouched]
+    marked = repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR, counts=claim.counts)
+
+    assert claim.counts == {also_retried: (0, 4)}
+    assert marked == Marked(1, [])
+    assert factories.statuses(alias) == {retried: "pending", also_retried: "pending", untouched: "published"}
+
+
+def test_mark_published_takes_rows_that_were_put_back_before_the_claim(
+    alias: str, repository: OutboxRepository
+) -> None:
+    first, second, third, never = rows(alias, 4)
+    for row_id, times in ((first, 1), (second, 2), (third, 2)):
+        for _ in range(times):
+            repository.wait([row_id], until=repository.now() - HOUR)
+    repository.retry(*locked(repository, third), due_at=repository.now() - HOUR, failure=FAILURE)
+    claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)
+
+    marked = repository.mark_published(
+        [first, second, third, never], claimed_at=claim.claimed_at, redeliver_after=HOUR, counts=claim.counts
+    )
+
+    assert claim.counts == {first: (1, 0), second: (2, 0), third: (3, 1)}
+    assert marked == Marked(4, [])
+
+
 def test_mark_published_leaves_alone_what_its_consumer_finished_first(alias: str, repository: OutboxRepository) -> None:
     consumed, buried = rows(alias, 2)
     claim = repository.claim(shards=None, limit=10, max_length=UNLIMITED)

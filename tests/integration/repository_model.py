@@ -18,7 +18,7 @@ from outbox import lifecycle
 from outbox.fields import SHARD_COUNT
 from outbox.lifecycle import TRANSITIONS, UNFINISHED, Status, Transition
 from outbox.storage.dialects import from_db
-from outbox.storage.rows import Failure, Locked
+from outbox.storage.rows import Claim, Failure, Locked
 from tests import factories
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
@@ -92,6 +92,16 @@ class RepositoryModel:
             == (known.retry_count, known.replay_count, known.interruptions)
         ]
 
+    def as_claimed(self, claim: Claim, transition: Transition) -> list[int]:
+        """Return the rows of a claim, perhaps an old one, that nobody has put back since."""
+        known = {each.id: each for each in claim.rows}
+        return [
+            row_id
+            for row_id in self.movable(transition, list(known))
+            if (self.rows[row_id]["next_retry_at"] or BEGINNING) <= from_db(claim.claimed_at)
+            and (self.rows[row_id]["put_back_count"], self.rows[row_id]["retry_count"]) == known[row_id].counts
+        ]
+
     def blockers(self, ids: Iterable[int], keys: Iterable[str]) -> dict[str, int]:
         """Return by key which row those with ``ids`` have to wait for."""
         in_hand, wanted = set(ids), set(keys)
@@ -108,6 +118,8 @@ class RepositoryModel:
     def move(self, transition: Transition, ids: Sequence[int], **columns: Any) -> None:
         for row_id in ids:
             self.changes[row_id] = [{"status": transition.target, "updated_at": NOW, **columns}]
+            if transition.target == Status.PENDING:
+                self.changes[row_id][0]["put_back_count"] = self.rows[row_id]["put_back_count"] + 1
 
     def move_to_dead(self, moved: list[int], failure: Failure, parks_key: bool, *, failed_attempts: int = 0) -> None:
         for row_id in moved:
@@ -152,7 +164,8 @@ class RepositoryModel:
                 continue
             for row in off:
                 if row not in backing_off and row["id"] > row_id:
-                    self.changes[row["id"]] = [{"next_retry_at": NOW, "updated_at": NOW}]
+                    count = row["put_back_count"] + 1
+                    self.changes[row["id"]] = [{"next_retry_at": NOW, "updated_at": NOW, "put_back_count": count}]
 
     # --- the comparison ------------------------------------------------------------------------------------------
 

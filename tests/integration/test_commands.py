@@ -229,6 +229,7 @@ def test_json_keys_are_stable_and_documented(alias: str) -> None:
         "open_rejected",
         "other_installations",
         "foreign",
+        "ahead_of_time",
         "oldest_due_age_seconds",
         "relays",
         "consumers",
@@ -250,7 +251,8 @@ def test_check_is_content_with_work_that_flows(alias: str, at_work: None) -> Non
     factories.rows(alias, 3)
     factories.rows(alias, 3, status="published", due_in=5 * MINUTE)
     factories.rows(alias, 3, status="consumed")
-    factories.row(alias, due_in=timedelta(hours=1))
+    factories.row(alias, due_in=timedelta(hours=1), retry_count=1)
+    factories.repository().wait([factories.row(alias)], until=factories.database_now(alias) + timedelta(hours=1))
     run("outbox_status", "--check")
     assert attention() == []
 
@@ -270,6 +272,7 @@ CALLS: dict[str, Callable[[str], object]] = {
     "rejected": reject,
     "rejected, other installation": lambda alias: reject(alias, installation="of-staging"),
     "foreign": lambda alias: factories.row(alias, event_type=FOREIGN, due_in=-60 * MINUTE),
+    "time zone": lambda alias: factories.row(alias, due_in=timedelta(hours=8)),
     "stalled": lambda alias: factories.row(alias, due_in=-6 * MINUTE),
     "no relay": lambda alias: Worker.objects.using(alias).filter(service="agent", role="relay").delete(),
     "no consumer": lambda alias: Worker.objects.using(alias).filter(service="agent", role="consumer").delete(),
@@ -327,6 +330,15 @@ def test_sent_again_and_not_consumed_is_stalled_however_late_it_is_due(alias: st
         assert attention("--stalled-after", "5m") == ["stalled"]
         assert attention("--stalled-after", "7m") == []
         factories.change(alias, row_id, status="consumed")
+
+
+def test_what_other_software_sent_just_now_is_not_stalled(alias: str, at_work: None) -> None:
+    """Its relay leaves the due time as it was."""
+    now = factories.database_now(alias)
+    row_id = factories.row(alias, status="published", due_in=-10 * MINUTE, published_at=now)
+    assert attention("--stalled-after", "5m") == []
+    factories.change(alias, row_id, published_at=now - 6 * MINUTE)
+    assert attention("--stalled-after", "5m") == ["stalled"]
 
 
 def test_sent_and_not_consumed_for_long_is_stalled(alias: str, configure: Configure, at_work: None) -> None:

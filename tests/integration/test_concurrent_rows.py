@@ -122,7 +122,9 @@ class HotRows:
     def relay(self, chance: random.Random) -> None:
         claim = self.repository.claim(shards=None, limit=chance.randint(1, 6), max_length=0)
         for row in claim.rows:
-            marked = self.repository.mark_published([row.id], claimed_at=claim.claimed_at, redeliver_after=timedelta(0))
+            marked = self.repository.mark_published(
+                [row.id], claimed_at=claim.claimed_at, redeliver_after=timedelta(0), counts=claim.counts
+            )
             self.books.note(MARK_PUBLISHED, [row.id] * marked.count)
 
     def consumer(self, chance: random.Random) -> None:

@@ -35,7 +35,6 @@ from outbox.storage.dialects import from_db
 from outbox.storage.rows import Claim, Failure, Identity, Locked, NewRow
 from tests import factories
 from tests.integration.repository_model import (
-    BEGINNING,
     FOREIGN,
     NOW,
     SECOND_AGO,
@@ -180,14 +179,12 @@ class RepositoryMachine(RuleBasedStateMachine):
             return
         ids = [each.id for each in claim.rows]
         claimed_at = from_db(claim.claimed_at)
-        as_claimed = [
-            row_id
-            for row_id in self.model.movable(lifecycle.MARK_PUBLISHED, ids)
-            if (self.model.rows[row_id]["next_retry_at"] or BEGINNING) <= claimed_at
-        ]
+        as_claimed = self.model.as_claimed(claim, lifecycle.MARK_PUBLISHED)
         free = [row_id for row_id in as_claimed if row_id not in self.model.held]
         with self.model.step(way):
-            marked = self.repository.mark_published(ids, claimed_at=claim.claimed_at, redeliver_after=HOUR)
+            marked = self.repository.mark_published(
+                ids, claimed_at=claim.claimed_at, redeliver_after=HOUR, counts=claim.counts
+            )
             self.model.move(lifecycle.MARK_PUBLISHED, free, published_at=NOW, next_retry_at=claimed_at + HOUR)
         assert marked.count == len(free)
         assert sorted(marked.held) == sorted(set(as_claimed) - set(free))
@@ -342,15 +339,12 @@ class RepositoryMachine(RuleBasedStateMachine):
         if not claim.rows:
             return
         row_id = claim.rows[0].id
-        moved = [
-            each
-            for each in self.model.not_held(self.model.movable(lifecycle.BURY, [row_id]))
-            if (self.model.rows[each]["next_retry_at"] or BEGINNING) <= from_db(claim.claimed_at)
-        ]
+        as_claimed = self.model.as_claimed(claim, lifecycle.BURY)
+        moved = [each for each in self.model.not_held([row_id]) if each in as_claimed]
         failure = Failure(f"dead {next(self.numbers)}", "RecordRefused")
         with self.model.step(way):
             buried = self.repository.bury_refused(
-                row_id, failure=failure, parks_key=parks_key, claimed_at=claim.claimed_at
+                row_id, failure=failure, parks_key=parks_key, claimed_at=claim.claimed_at, counts=claim.counts
             )
             assert buried == len(moved)
             self.model.move_to_dead(moved, failure, parks_key)

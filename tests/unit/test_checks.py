@@ -19,6 +19,7 @@ from outbox.brokers.kafka import ways as kafka_ways
 from outbox.checks import TAG, broker, check_configuration, check_tables, databases, declarations, options
 from outbox.declarations.contracts import ContractRegistry, event
 from outbox.declarations.handlers import HandlerRegistry
+from outbox.fields import KeyField
 from outbox.models import OutboxMessage
 from outbox.routers import ServiceRouter
 from tests.services import CHECKOUT
@@ -246,6 +247,46 @@ def test_records_that_kafka_would_refuse_are_an_error(check: Check) -> None:
     assert not with_options(1024 * 1024, producer={"max_request_size": 4_000_000})
     assert with_options(256 * 1024, producer={"max_request_size": 100_000})
     assert with_options(256 * 1024, common={"max_request_size": 100_000})
+
+
+def test_whole_payloads_that_kafka_would_refuse_are_an_error(
+    check: Check, contracts: ContractRegistry, handlers: HandlerRegistry, apps: Apps
+) -> None:
+    outbox_model("Whole", "whole_outbox_messages", service="whole", whole_payload_bytes=900_000)
+    outbox_model("Other", "other_outbox_messages", service="other")
+
+    def said(backend: str = "kafka", max_payload: int = 8_000_000, **client: Any) -> list[str]:
+        options = {"bootstrap_servers": "localhost:9092", **client} if backend == "kafka" else {}
+        found = check(BROKER={"BACKEND": backend, "OPTIONS": options}, MAX_PAYLOAD_BYTES=max_payload)
+        return [str(message) for message in found.get("outbox.E024", [])]
+
+    assert said() == []
+    assert said("table", producer={"max_request_size": 10}) == []
+    [message] = said(producer={"max_request_size": 905_000})
+    assert "'whole'" in message
+    assert "max_request_size = 905,000" in message
+    assert said(producer={"max_request_size": 905_000}, max_payload=800_000) == []
+    assert said(producer={"max_request_size": 909_000}) == []
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_whole_payloads_of_no_length_are_an_error(
+    check: Check, contracts: ContractRegistry, handlers: HandlerRegistry, apps: Apps, limit: int
+) -> None:
+    outbox_model("Whole", "whole_outbox_messages", service="whole", whole_payload_bytes=limit)
+    assert "whole_payload_bytes" in str(check({})["outbox.E043"][0])
+
+
+def test_only_the_column_of_event_types_may_be_called_otherwise(
+    check: Check, contracts: ContractRegistry, handlers: HandlerRegistry, apps: Apps
+) -> None:
+    typed = KeyField(max_length=64, db_column="biz_type")
+    outbox_model("Shared", "shared_outbox_messages", service="shared", event_type=typed)
+    assert check({}) == {}
+    keyed = KeyField(max_length=128, db_column="biz_key")
+    outbox_model("Renamed", "renamed_outbox_messages", service="renamed", message_key=keyed)
+    [message] = check({})["outbox.E050"]
+    assert "message_key (biz_key)" in str(message)
 
 
 def test_memory_broker_is_a_warning(check: Check) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outbox.relay.confirmations import OtherHands, OwnHand, PublishedMarks
-from outbox.storage.rows import Marked
+from outbox.storage.rows import Counts, Marked
 
 DEADLINE_S = 10
 
@@ -26,8 +26,12 @@ class Table:
         self.may_mark.set()
         self.is_asked = threading.Event()
         self.threads: set[int] = set()
+        self.counts: list[dict[int, tuple[int, int]]] = []
 
-    def mark_published(self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta) -> Marked:
+    def mark_published(
+        self, ids: Collection[int], *, claimed_at: Any, redeliver_after: timedelta, counts: Counts
+    ) -> Marked:
+        self.counts.append(dict(counts))
         self.threads.add(threading.get_ident())
         self.is_asked.set()
         assert self.may_mark.wait(DEADLINE_S)
@@ -61,6 +65,19 @@ def test_what_is_marked_is_forgotten(table: Table, hand: Any) -> None:
     marks.finish()
 
     assert (table.marked, len(marks)) == ([1, 2, 3], 0)
+
+
+def test_what_a_row_was_claimed_at_goes_with_it_until_it_is_marked(table: Table, hand: Any) -> None:
+    table.held = {2}
+    marks = marks_of(table, hand)
+    marks.add([1, 2, 3], claimed_at="then", counts={2: (1, 0), 3: (0, 4), 9: (5, 5)})
+    marks.finish()
+    marks.try_again()
+    table.held = set()
+    marks.try_again()
+    marks.try_again()
+
+    assert table.counts == [{2: (1, 0), 3: (0, 4)}, {2: (1, 0)}, {2: (1, 0)}]
 
 
 def test_what_somebody_holds_is_marked_later(table: Table, hand: Any) -> None:

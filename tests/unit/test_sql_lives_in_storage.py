@@ -21,7 +21,9 @@ ELSEWHERE: Final = {
     "bulk.py": "inserts into tables of apps, none of the library's",
     "contrib/shared_table/relocation.py": "moves rows of a table that was shared, and is deleted with its folder",
     "checks/inspection.py": "asks the databases for their own catalogues",
+    "management/command.py": "calls Django's execute() of a command",
     "checks/schema.py": "gives a cursor to Django's introspection",
+    "checks/shared_tables.py": "gives a cursor to Django's introspection",
 }
 
 STATEMENTS: Final = {"cursor", "execute", "executemany", "callproc", "raw", "extra"}

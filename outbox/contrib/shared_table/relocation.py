@@ -18,6 +18,7 @@ from outbox.declarations.routes import RouteRegistry, ServiceRoute
 from outbox.models import RehomedRow
 from outbox.storage.dialects import dialect_of, id_list, moment_of, to_db
 from outbox.storage.sessions import own_transaction
+from outbox.storage.transitions import insertion
 
 _BATCH_BYTES: Final = 8 * 1024 * 1024
 _COLUMNS: Final = (
@@ -34,6 +35,7 @@ _COLUMNS: Final = (
     "interruptions",
     "event_id",
 )
+_OF_OWNER: Final = ("service_name", "topic")
 _TIMES: Final = frozenset({"next_retry_at", "created_at"})
 """Where one is none, the row is due at once, and was created at the moment of its move."""
 
@@ -70,8 +72,8 @@ class Rehoming:
         if not self._foreign:
             return []
         found = self._fetch(
-            f"SELECT event_type, status, COUNT(*) FROM {self._source.table} WHERE {self._misplaced()}"
-            " GROUP BY event_type, status ORDER BY event_type, status",
+            f"SELECT {self._source.type_column}, status, COUNT(*) FROM {self._source.table}"
+            f" WHERE {self._misplaced()} GROUP BY 1, 2 ORDER BY 1, 2",
             [*lifecycle.UNFINISHED, *self._foreign],
         )
         return [
@@ -117,7 +119,7 @@ class Rehoming:
         with own_transaction(self._source.database):
             sql = dialect_of(self._connection)
             rows = self._fetch(
-                f"SELECT id, {', '.join(sql.dated.format(name) if name in _TIMES else name for name in _COLUMNS)}"
+                f"SELECT id, {', '.join(self._stored(name) for name in _COLUMNS)}"
                 f" FROM {self._source.table}{sql.by_primary_key}"
                 f" WHERE id IN ({id_list(ids)}) AND {self._misplaced()} ORDER BY id{sql.for_update}",
                 [*lifecycle.UNFINISHED, *self._foreign],
@@ -147,8 +149,11 @@ class Rehoming:
                 return
             target = connections[route.database]
             now = dialect_of(target).now
-            one = ", ".join(f"COALESCE(%s, {now})" if name in _TIMES else "%s" for name in _COLUMNS)
-            one = f"({one}, %s, %s)"
+            insert, one_row = insertion(
+                route,
+                dialect_of(target),
+                {name: f"COALESCE(%s, {now})" if name in _TIMES else "%s" for name in (*_COLUMNS, *_OF_OWNER)},
+            )
             values: list[Any] = []
             for row in rows:
                 values += [
@@ -156,12 +161,7 @@ class Rehoming:
                     for name, value in zip(_COLUMNS, row[1:], strict=True)
                 ]
                 values += [route.service, route.topic]
-            self._execute(
-                route.database,
-                f"INSERT INTO {route.table} ({', '.join(_COLUMNS)}, service_name, topic)"
-                f" VALUES {', '.join([one] * len(rows))}",
-                values,
-            )
+            self._execute(route.database, insert + ", ".join([one_row] * len(rows)), values)
 
     def _not_arrived(self, route: ServiceRoute, rows: list[Any]) -> list[Any]:
         markers = RehomedRow.objects.using(route.database)
@@ -178,8 +178,14 @@ class Rehoming:
         if route.database != self._source.database:
             RehomedRow.objects.using(route.database).filter(source_table=self._source.table, source_id__in=ids).delete()
 
+    def _stored(self, name: str) -> str:
+        """Return what is read of a column; of a time that is none, NULL."""
+        column = self._source.type_column if name == "event_type" else name
+        return dialect_of(self._connection).dated.format(column) if name in _TIMES else column
+
     def _misplaced(self) -> str:
-        return f"status IN (%s, %s) AND {dialect_of(self._connection).is_one_of('event_type', self._foreign)}"
+        sql = dialect_of(self._connection)
+        return f"status IN (%s, %s) AND {sql.is_one_of(self._source.type_column, self._foreign)}"
 
     @property
     def _connection(self) -> Any:
