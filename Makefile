@@ -21,11 +21,14 @@ CHECK_SETTINGS = READ_DOT_ENV=false SECRET_KEY=for-checks-only
 # Versions for every Python that we run on; those that are pinned stay, unless PINS_ARGS has them upgraded.
 PINS = .venv-tools/bin/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras --generate-hashes \
 	--custom-compile-command 'make pins' $(PINS_ARGS)
-# The mark of an environment that is made: named after its Python and its list, so that another one has it made anew.
+# The mark of an environment that is made is named after its Python and its list. With another list, packages are installed
+# into it as it is, since something may be running in it; only another Python has it made from nothing.
 made = $(1)/.made-$(shell { $(PYTHON) --version; cat $(2); } 2>&1 | cksum | tr ' ' -)
 define make_venv
 	@echo "Making $(@D) from $(1)" >&2
-	@$(PYTHON) -m venv --clear $(@D)
+	@version='import sys, pip; print(sys.version)'; \
+		[[ "$$($(@D)/bin/python -c "$$version" 2>/dev/null)" == "$$($(PYTHON) -c "$${version/, pip}")" ]] || $(PYTHON) -m venv --clear $(@D)
+	@rm -f $(@D)/.made-*
 	@$(@D)/bin/python -m pip --disable-pip-version-check install --quiet --require-hashes --requirement $(1)
 	@touch $@
 endef
