@@ -276,7 +276,7 @@ def test_mark_published_leaves_alone_what_was_put_back_at_the_moment_of_the_clai
     match way:
         case "woken":
             repository.wait([row_id], until=repository.now() + MINUTE)
-            assert repository.wake([row_id]) == 1
+            assert repository.release({"k": 0}) == 1
         case "lost":
             factories.change(alias, row_id, status=Status.PUBLISHED)
             assert repository.redeliver_lost([row_id]) == 1

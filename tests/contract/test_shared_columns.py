@@ -14,13 +14,13 @@ from agent_events.agent.models import AgentOutboxMessage
 from outbox.admin.filters import DeadFilter, MessageFilter
 from outbox.contrib.shared_table.relocation import Rehoming
 from outbox.declarations.routes import RouteRegistry, ServiceCatalog
-from outbox.management.status_report import is_stalled
 from outbox.models import OutboxMessage, service_route
-from outbox.operations.statistics import oldest_due_age, service_status
+from outbox.operations.statistics import service_status
 from outbox.registry.catalog import service_models
 from outbox.storage.dialects import dialect_of
 from outbox.storage.repository import OutboxRepository
 from outbox.storage.rows import Failure, NewRow
+from outbox.storage.status_rows import StatusRows
 from outbox.storage.transitions import insertion
 from tests.repositories import FAILURE, UNLIMITED, locked
 from tests.shared_rows import SharedOutboxMessage, shared_table
@@ -70,9 +70,9 @@ def test_rows_go_their_way_whatever_their_type_column_is_called(alias: str, shar
     later = locked(shared, second)
     assert later[0].event_type == OWN
     assert shared.existing([foreign])[foreign].event_type == FOREIGN
-    assert {key: blocker.id for key, blocker in shared.blockers(later).items()} == {"k": first}
+    assert {key: blocker.id for key, blocker in shared.predecessors(later).blockers.items()} == {"k": first}
     assert shared.mark_consumed([first]) == 1
-    assert shared.blockers(later) == {}, "a foreign row holds up nobody"
+    assert shared.predecessors(later).blockers == {}, "a foreign row holds up nobody"
 
     assert shared.redeliver(shards=None, published_before=shared.now() + HOUR, limit=9) == 0
     shared.bury(second, failure=FAILURE, parks_key=False)
@@ -82,7 +82,7 @@ def test_rows_go_their_way_whatever_their_type_column_is_called(alias: str, shar
 def test_pages_and_numbers_of_such_a_table(alias: str, shared: OutboxRepository) -> None:
     foreign, own, dead = insert(shared, (FOREIGN, "k"), (OWN, "k"), (OWN, "k"))
     shared.bury(dead, failure=Failure("no", "ValueError"), parks_key=False)
-    registry = RouteRegistry(ServiceCatalog([shared.route, service_route("other")]))
+    registry = RouteRegistry(ServiceCatalog([shared.route, service_route("other")]), tables_were_shared=True)
     registry.register(OWN, "shared")
     registry.register(FOREIGN, "other")
 
@@ -91,8 +91,9 @@ def test_pages_and_numbers_of_such_a_table(alias: str, shared: OutboxRepository)
     scan = DeadFilter(event_type=OWN).scan(shared.route)
     assert [each.position.id for each in scan.read(None, upward=False, limit=9).rows] == [dead]
     assert service_status(shared.route, registry, ttl=HOUR).foreign.value == 1
-    assert not is_stalled(shared.route, (FOREIGN,), longer_than=HOUR)
-    assert oldest_due_age(shared.route, (FOREIGN,)) is not None
+    rows = StatusRows(shared.route, (FOREIGN,))
+    assert not rows.is_stalled(longer_than=HOUR, redeliver_after=HOUR)
+    assert rows.oldest_due_age() is not None
     [misplaced] = Rehoming(shared.route, registry).survey()
     assert (misplaced.event_type, misplaced.owner, misplaced.rows) == (FOREIGN, "other", 1)
 
