@@ -27,7 +27,7 @@ SERVICES = ("agent", "task", "memory", "active-scheduler", "notification")
 _MARIADB, _KAFKA = "SMARTFLOW_MARIADB_URL", "SMARTFLOW_KAFKA_SERVERS"
 _OF_THE_PROJECT = frozenset(
     {"ALLOWED_HOSTS", "BEHIND_PROXY", "CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "DEBUG", "HTTPS", "LOG_LEVEL"}
-    | {"MEMORY_ENABLED", "OUTBOX", "PREVIEW_BUILDER", "SECRET_KEY", "STATIC_ROOT", "TIME_ZONE"}
+    | {"MEMORY_ENABLED", "OUTBOX", "PREVIEW_BUILDER", "SECRET_KEY", "SHARED_TABLE", "STATIC_ROOT", "TIME_ZONE"}
 )
 _PREFIXES_OF_THE_PROJECT = ("KAFKA_", "NOTIFICATION_", "SECURE_")
 """What ``smartflow.settings`` reads from the environment."""

@@ -76,7 +76,10 @@ def test_second_click_on_replay_changes_nothing(root: Client, outbox_alias: str)
     assert len(journal()) == 1
 
 
-def test_replay_wakes_those_that_wait_behind_a_parked_key(root: Client, outbox_alias: str) -> None:
+@pytest.mark.parametrize("action", ["replay", "give-up"])
+def test_those_behind_a_parked_key_wait_for_its_end_and_are_released_by_a_person_who_gives_it_up(
+    root: Client, outbox_alias: str, action: str
+) -> None:
     parked = add_dead(parks_key=True)
     waiting = add(next_retry_at=timezone.now() + timedelta(hours=1))
     page = root.get(f"{MESSAGES}{parked.pk}/change/").content.decode()
@@ -84,11 +87,12 @@ def test_replay_wakes_those_that_wait_behind_a_parked_key(root: Client, outbox_a
     assert "parks its key" in page
     blocked = root.get(f"{MESSAGES}{waiting.pk}/change/").content.decode()
     assert f"{MESSAGES}{parked.pk}/change/" in blocked
-    root.post(f"{MESSAGES}{parked.pk}/replay/")
+    root.post(f"{MESSAGES}{parked.pk}/{action}/", {"reason": "not needed"})
     now = now_of(waiting)
     assert now.status == "pending"
     assert now.next_retry_at is not None
-    assert now.next_retry_at <= timezone.now() + timedelta(seconds=5)
+    is_due = now.next_retry_at <= timezone.now() + timedelta(seconds=5)
+    assert is_due == (action == "give-up"), "the replayed event is handled first"
 
 
 def test_nothing_selected_changes_nothing(root: Client) -> None:
