@@ -170,3 +170,11 @@ def test_readme_promises_no_more_order_than_reliability_does() -> None:
     assert exception.partition(" - **")[0].count("is not skipped") == 1
     assert "commit ids of one key out of order" in promise
     assert "neither is skipped" in promise
+
+
+def test_glossary_names_modules_that_are_there() -> None:
+    text = (CHECKOUT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w[\w/]*(?:\.py|/))` \|$", text, re.MULTILINE))
+
+    assert len(named) > 20
+    assert [each for each in sorted(named) if not (CHECKOUT / "outbox" / each).exists()] == []
