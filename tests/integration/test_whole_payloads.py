@@ -7,7 +7,7 @@ import json
 import pytest
 
 from agent_events.agent.models import AgentOutboxMessage
-from outbox import publish, testing
+from outbox import publish
 from outbox.brokers.memory import MemoryBroker
 from outbox.coordination.shutdown import StopFlag
 from outbox.exceptions import PayloadTooLargeError
@@ -68,9 +68,3 @@ def test_payload_that_no_record_takes_is_refused_when_it_is_published(whole: str
         publish(snapshot(snapshot_json="x" * LARGEST))
 
     assert outbox_rows(whole) == []
-
-
-def test_drain_sends_such_payloads_as_a_relay_does(whole: str) -> None:
-    publish(snapshot(snapshot_json="x" * 50_000))
-    testing.drain("agent")
-    assert set(factories.statuses(whole).values()) == {"consumed"}
