@@ -42,6 +42,10 @@ class IdlePauses:
         if worked:
             self._next = self._shortest
             self._was_woken = False
+            if self._wake_ups is not None:
+                # What it tells of is committed: the next step, which follows at once, finds it, or this one has. Left
+                # there, it would be a wake-up that leads to nothing, and the next one would not be listened to.
+                self._wake_ups.clear()
             return timedelta(0)
         pause = self._next
         self._next = min(pause * 2, self._longest)

@@ -324,7 +324,8 @@ def test_what_is_wrong_is_said_the_worst_first(root: Client, outbox_alias: str) 
     add(status="published")
     add_dead()
     add_rejected(outbox_alias)
-    add(event_type="task.urgency.promote.requested", next_retry_at=timezone.now() + timedelta(hours=1))
+    put_off = timezone.now() + timedelta(hours=1)
+    add(event_type="task.urgency.promote.requested", next_retry_at=put_off, put_back_count=1)
     line = line_of(root)
     assert texts(line) == [
         "Events are pending and no relay runs.",

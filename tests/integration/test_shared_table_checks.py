@@ -45,7 +45,12 @@ def copied(execute: Execute) -> Iterator[str]:
     execute(f"CREATE TABLE {COPY} LIKE task_outbox_messages")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TaskOutboxMessage._meta, "db_table", COPY)
+        for each in TaskOutboxMessage._meta.concrete_fields:
+            # Django remembers the table of each column that it has selected once.
+            patch.delitem(each.__dict__, "cached_col", raising=False)
         yield COPY
+    for each in TaskOutboxMessage._meta.concrete_fields:
+        each.__dict__.pop("cached_col", None)
     execute(f"DROP TABLE {COPY}")
 
 

@@ -16,6 +16,7 @@ from outbox.coordination.shutdown import StopFlag
 from outbox.coordination.wakeups import WakeUpSocket, open_wake_ups
 from outbox.lifecycle import Status
 from outbox.registry.catalog import relay_hints, wake_up_place
+from outbox.relay.pauses import IdlePauses
 from tests import factories
 from tests.conftest import Configure
 from tests.consumers import deliver, published
@@ -66,6 +67,18 @@ def test_relay_that_pauses_is_woken_by_a_commit(alias: str, broker: MemoryBroker
         stop.set()
         running.join(10)
     threads.check_all_ended()
+
+
+def test_wake_up_for_what_a_step_has_found_is_not_taken_for_one_that_leads_to_nothing(
+    alias: str, relays_end: WakeUpSocket
+) -> None:
+    pauses = IdlePauses(shortest=timedelta(hours=1), longest=timedelta(hours=1), open_wake_ups=lambda: relays_end)
+    pauses.open()
+    publish(snapshot())
+
+    assert pauses.after(True) == timedelta(0)
+
+    assert relays_end.clear() is False
 
 
 def test_hint_comes_with_the_commit(alias: str, relays_end: WakeUpSocket) -> None:
