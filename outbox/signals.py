@@ -48,7 +48,7 @@ Arguments: ``outbox_id`` (int), ``event_type`` (str), ``interruptions`` (int, in
 """
 
 waited: Final = Signal()
-"""Rows were put back behind an unfinished predecessor. Arguments: ``count`` (int)."""
+"""Events were deferred behind an unfinished one of their key. Arguments: ``count`` (int)."""
 
 buried: Final = Signal()
 """A row died in the consumer. Arguments: ``outbox_id`` (int), ``event_type`` (str), ``reason`` (str)."""

@@ -14,9 +14,9 @@ from outbox.management.console import busy, console_on, progress, show
 
 
 class OutboxCommand(BaseCommand):
-    """A command whose system checks ask no database: one that is away is waited for, or said in one line.
+    """A command whose system checks ask no database: an unavailable one is waited for, or named in one line.
 
-    Since Django 6.1 checks that name no database ask all of them, and end in a traceback where one is away:
+    Since Django 6.1 checks that name no database ask all of them, and end in a traceback where one is unavailable:
     ``django.core.checks.registry``. ``manage.py check --database`` asks it.
     """
 

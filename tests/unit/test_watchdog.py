@@ -267,13 +267,16 @@ def test_an_outer_call_that_swallows_the_inner_error_is_late_all_the_same(watchd
 # --- what does not return -----------------------------------------------------------------------------------------
 
 
-def hang(watchdog: Watchdog, exits: list[int], **options: object) -> None:
-    """Call a handler that swallows everything until the process was to end."""
+def hang(
+    watchdog: Watchdog, exits: list[int], *, until: Callable[[], object] = lambda: True, **options: object
+) -> None:
+    """Call a handler that swallows everything until the process was to end, and ``until`` is true, for 10 s at most."""
 
     def swallow() -> None:
         while not exits:
             with suppress(BaseException):
                 loop_until(exits)
+        wait_until(until)
 
     with pytest.raises(HandlerTimeoutError):
         call(watchdog, swallow, **options)  # type: ignore[arg-type]
@@ -298,12 +301,13 @@ def test_what_does_not_return_is_written_down_before_the_process_ends(strict: Wa
 def test_the_log_says_where_a_handler_hangs(
     strict: Watchdog, exits: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
-    hang(strict, exits)
-
     def critical() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
 
-    [text] = wait_until(critical)  # it is waited for no longer than the grace period, which is short here
+    # The line is waited for no longer than the grace period, which is short here: the handler hangs until it is there.
+    hang(strict, exits, until=critical)
+
+    [text] = critical()
     assert "order.placed" in text
     assert "in swallow" in text
 
